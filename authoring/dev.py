@@ -1,0 +1,107 @@
+"""`course dev`: proves for every exercise that its checks accept what is right and reject what is wrong, and say why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections import ChainMap, defaultdict
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from tabulate import tabulate
+
+from authoring.stubs import stub_module
+from utils.checking import Row, run_checks
+from utils.exercises import Exercise, chapter_exercises, chapter_key, checker_files
+from utils.implementations import Implementation, LocalBackend, reference, solution_file
+from utils.variants import Variant, variants_of
+
+WRONG_AT_LEAST = 4
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0 only if every exercise is proved."""
+    parser = argparse.ArgumentParser(prog="course dev", description=__doc__)
+    parser.add_argument("chapters", nargs="*", help="chapters to prove; all if none is named")
+    chapters = [chapter_key(text) for text in parser.parse_args(arguments).chapters] or list(checker_files())
+    complaints = []
+    for chapter in chapters:
+        rows = run_checks(chapter, [reference(chapter), stubs(chapter), *variants(chapter)])
+        complaints += list(complaints_about(chapter, rows))
+        print(f"Chapter {chapter}\n{table(chapter, rows)}\n")
+    print("\n".join(complaints) or "Every exercise is proved.")
+    return 1 if complaints else 0
+
+
+def stubs(chapter: str) -> Implementation:
+    """The chapter's bare stubs."""
+    path = solution_file(chapter)
+    names = [exercise.name for exercise in chapter_exercises(chapter)]
+    module = ModuleType(f"stubs_{path.stem}")
+    exec(compile(stub_module(path.read_text(encoding="utf-8"), names), f"stubs of {path.name}", "exec"), vars(module))
+    return Implementation(LocalBackend(vars(module), "the stub"), "stub")
+
+
+def chapter_variants(chapter: str) -> list[Variant]:
+    return variants_of(importlib.import_module(f"solutions.variants.{solution_file(chapter).stem}"))
+
+
+def variants(chapter: str) -> list[Implementation]:
+    """One implementation for each variant: the reference with one exercise replaced."""
+    base: dict[str, Any] = vars(importlib.import_module(f"solutions.{solution_file(chapter).stem}"))
+    return [
+        Implementation(LocalBackend(ChainMap({v.exercise: v.implementation}, base), v.label), v.label, only=v.exercise)
+        for v in chapter_variants(chapter)
+    ]
+
+
+def complaints_about(chapter: str, rows: Sequence[Row]) -> Iterator[str]:
+    """What is not proved, a line each."""
+    by_implementation = defaultdict(list)
+    for row in rows:
+        by_implementation[row.exercise, row.implementation].append(row)
+    for exercise in chapter_exercises(chapter):
+        about = [variant for variant in chapter_variants(chapter) if variant.exercise == exercise.name]
+        yield from _too_few(exercise, about)
+        for row in by_implementation[exercise.name, "reference"]:
+            if not row.passed:
+                yield f"{exercise.name}: the reference fails {row.check!r}: {row.message}"
+        for row in by_implementation[exercise.name, "stub"]:
+            if row.passed:
+                yield f"{exercise.name}: the bare stub passes {row.check!r}"
+        for variant in about:
+            yield from _judge(variant, by_implementation[exercise.name, variant.label])
+
+
+def _too_few(exercise: Exercise, about: Sequence[Variant]) -> Iterator[str]:
+    wrong = sum(variant.mistake is not None for variant in about)
+    if not exercise.checks:
+        yield f"{exercise.name}: has no checks"
+    if wrong == len(about):
+        yield f"{exercise.name}: has no differently written right solution"
+    if wrong < WRONG_AT_LEAST:
+        yield f"{exercise.name}: has {wrong} wrong solutions, at least {WRONG_AT_LEAST} are needed"
+
+
+def _judge(variant: Variant, rows: Sequence[Row]) -> Iterator[str]:
+    failed = [row for row in rows if not row.passed]
+    if variant.mistake is None:
+        for row in failed:
+            yield f"{variant.exercise}: the right solution {variant.label} fails {row.check!r}: {row.message}"
+    elif not failed:
+        yield f"{variant.exercise}: nothing catches {variant.label} ({variant.mistake})"
+    elif not any(variant.hint.lower() in f"{row.message}\n{row.hint}".lower() for row in failed):
+        said = "; ".join(f"{row.check}: {row.hint}" for row in failed)
+        yield f"{variant.exercise}: {variant.label} fails, but nothing says {variant.hint!r}. Said: {said}"
+
+
+def table(chapter: str, rows: Sequence[Row]) -> str:
+    """Per exercise: checks, points, the reference's seconds, and how many implementations were tried."""
+    lines = []
+    for exercise in chapter_exercises(chapter):
+        seconds = sum(row.seconds for row in rows if (row.exercise, row.implementation) == (exercise.name, "reference"))
+        about = [variant for variant in chapter_variants(chapter) if variant.exercise == exercise.name]
+        wrong = sum(variant.mistake is not None for variant in about)
+        lines.append([exercise.number, exercise.name, len(exercise.checks), exercise.points, seconds, len(about) - wrong, wrong])
+    return tabulate(lines, headers=["", "exercise", "checks", "points", "seconds", "right", "wrong"], floatfmt=".2f", disable_numparse=[0])

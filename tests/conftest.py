@@ -1,0 +1,23 @@
+"""Fixtures of the checkers. Without `course check`, plain `pytest` runs them on the reference."""
+
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "graded(check): a graded check of an exercise")
+
+
+@pytest.fixture
+def impl(request):
+    """The implementation under test; `utils.checking` hands in others by parametrisation."""
+    from utils.implementations import reference
+
+    return reference(request.module.__name__.split(".test_ch")[1][:2])
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The loaded default model (a SAETransformerBridge), one per process."""
+    from utils import load
+
+    return load().model

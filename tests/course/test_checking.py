@@ -1,0 +1,116 @@
+"""The machinery of checks, on chapter 03's exercise, which needs no model."""
+
+import json
+import textwrap
+
+import pytest
+
+from utils import check_command
+from utils.checking import run_checks
+from utils.exercises import find_exercise
+from utils.implementations import Implementation, LocalBackend, from_file, reference
+from utils.plain import dumps
+
+NAME = "SparseTensor"
+
+
+def rows_of(tmp_path, code):
+    file = tmp_path / "attempt.py"
+    file.write_text(textwrap.dedent(code))
+    return run_checks("03", [from_file(file)])
+
+
+def test_the_reference_wins_every_point():
+    rows = run_checks("03", [reference("03")])
+    assert all(row.passed and row.points == row.max_points for row in rows)
+    assert sum(row.points for row in rows) == find_exercise(NAME).points
+
+
+def test_a_missing_name_is_said(tmp_path):
+    rows = rows_of(tmp_path, "something = 1")
+    assert not any(row.passed for row in rows)
+    assert "does not define `SparseTensor`" in rows[0].message
+
+
+def test_an_exception_names_the_students_line(tmp_path):
+    rows = rows_of(
+        tmp_path,
+        """
+        class SparseTensor:
+            @classmethod
+            def from_dense(cls, dense):
+                return [][3]
+            from_sparse = from_dense
+        """,
+    )
+    assert "Raised: IndexError" in rows[0].message
+    assert "line 5: `return [][3]`" in rows[0].message
+    assert "Called: SparseTensor.from_dense(float32 tensor" in rows[0].message
+
+
+def test_wrong_parameters_are_told_from_errors_inside(tmp_path):
+    rows = rows_of(
+        tmp_path,
+        """
+        class SparseTensor:
+            @classmethod
+            def from_dense(cls): ...
+        """,
+    )
+    assert "`from_dense(...)`, but it is defined as `from_dense()`" in rows[0].message
+
+
+def test_an_endless_loop_is_stopped_even_if_it_swallows_exceptions(monkeypatch):
+    class SparseTensor:
+        @classmethod
+        def from_dense(cls, dense):
+            while True:
+                try:
+                    dense = dense + 1
+                except Exception:
+                    pass
+
+        from_sparse = from_dense
+
+    for check in find_exercise(NAME).checks:
+        monkeypatch.setitem(vars(check), "seconds", 0.2)
+    rows = run_checks("03", [Implementation(LocalBackend({NAME: SparseTensor}, "test"), "loop")])
+    assert not any(row.passed for row in rows)
+    assert "Stopped: no answer within 0.2 seconds" in rows[0].message
+
+
+def test_the_checkers_data_can_not_be_changed(tmp_path):
+    """An implementation that overwrites its argument fails for what it returns, not for what it did to the checker."""
+    import torch
+
+    from utils import expect
+
+    implementation = Implementation(LocalBackend({"wipe": lambda x: x.zero_()}, "test"), "wiping")
+    data = torch.ones(3)
+    expect.equal(implementation.wipe(data), torch.zeros(3, dtype=torch.int64), why="")
+    assert data.tolist() == [1, 1, 1]
+
+
+def test_a_file_that_stops_while_loading_is_named(tmp_path, capsys):
+    file = tmp_path / "broken.py"
+    file.write_text("x = 1\nraise RuntimeError('no')\n")
+    assert check_command.main(["03", "--with", str(file)]) == 2
+    assert "broken.py stops while it is loaded: no" in capsys.readouterr().err
+
+
+def test_unknown_chapters_list_the_known_ones(capsys):
+    assert check_command.main(["77"]) == 2
+    assert "03_sparse_tensor" in capsys.readouterr().err
+
+
+def test_json_rows(tmp_path):
+    out = tmp_path / "rows.json"
+    assert check_command.main(["3", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert set(rows[0]) == {"exercise", "check", "points", "max_points", "passed", "seconds", "message", "hint"}
+    assert {row["exercise"] for row in rows} == {NAME}
+
+
+def test_objects_that_are_not_data_do_not_cross():
+    with pytest.raises(TypeError, match="is not plain data"):
+        dumps({"code": lambda: None})

@@ -1,0 +1,84 @@
+"""The implementation in a process of its own gives the same rows as here, and can do no harm to the judge."""
+
+import textwrap
+
+import pytest
+import torch
+
+from grading.isolation import isolated
+from utils.checking import run_checks
+from utils.expect import StudentError
+from utils.implementations import from_file, solution_file
+from utils.time_limit import OutOfTime
+
+FILE = """
+import os, time
+import torch
+
+class Pair:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+    @property
+    def product(self):
+        return self.a * self.b
+
+def make_pair(a, b): return Pair(a, b)
+def doubled(x): return 2 * x
+def fails(x): raise ValueError(f"no {x}")
+def sleeps(): time.sleep(60)
+def dies(): os._exit(3)
+def shape_of(x): return x.shape
+"""
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory):
+    file = tmp_path_factory.mktemp("submission") / "attempt.py"
+    file.write_text(textwrap.dedent(FILE))
+    with isolated(file) as implementation:
+        yield implementation
+
+
+def rows_without_seconds(rows):
+    return [{**row.as_json(), "seconds": 0} for row in rows]
+
+
+def test_chapter_03_gives_the_same_rows_both_ways(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(solution_file("03").read_text().replace("index_put(", "mul(2).index_put(").replace("int64)", "int32)"))
+    for file in (solution_file("03"), wrong):
+        here = run_checks("03", [from_file(file)])
+        with isolated(file) as implementation:
+            there = run_checks("03", [implementation])
+        assert rows_without_seconds(here) == rows_without_seconds(there)
+
+
+def test_plain_data_and_errors_cross(remote):
+    assert remote.doubled(3) == 6
+    assert remote.shape_of(torch.zeros(2, 3)) == (2, 3)
+    with pytest.raises(StudentError, match="ValueError: no 7"):
+        remote.fails(7)
+
+
+def test_gradients_cross_in_both_directions(remote):
+    a, b = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor([5.0, 7.0], requires_grad=True)
+    product = remote.make_pair(remote.doubled(a), b).product
+    assert product.tolist() == [20, 42]
+    (product * torch.tensor([1.0, 10.0])).sum().backward()
+    assert a.grad.tolist() == [10, 140]
+    assert b.grad.tolist() == [4, 60]
+
+
+def test_one_leaf_used_twice_counts_twice(remote):
+    a = torch.tensor([3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(remote.make_pair(a, a).product.sum(), a)
+    assert gradient.tolist() == [6]
+
+
+def test_time_limit_and_death_are_survived(remote):
+    with pytest.raises(OutOfTime), remote._backend.check(False, 0.3):
+        remote.sleeps()
+    with pytest.raises(StudentError, match=r"Crash.*status 3"), remote._backend.check(False, 30):
+        remote.dies()
+    with remote._backend.check(False, 30):
+        assert remote.doubled(1) == 2

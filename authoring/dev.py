@@ -1,4 +1,4 @@
-"""`course dev`: proves for every exercise that its checks accept what is right and reject what is wrong, and say why."""
+"""`course dev`: proves for every exercise that its checks accept what is right, reject what is wrong, and say why."""
 
 from __future__ import annotations
 
@@ -103,5 +103,12 @@ def table(chapter: str, rows: Sequence[Row]) -> str:
         seconds = sum(row.seconds for row in rows if (row.exercise, row.implementation) == (exercise.name, "reference"))
         about = [variant for variant in chapter_variants(chapter) if variant.exercise == exercise.name]
         wrong = sum(variant.mistake is not None for variant in about)
-        lines.append([exercise.number, exercise.name, len(exercise.checks), exercise.points, seconds, len(about) - wrong, wrong])
-    return tabulate(lines, headers=["", "exercise", "checks", "points", "seconds", "right", "wrong"], floatfmt=".2f", disable_numparse=[0])
+        lines.append(
+            [exercise.number, exercise.name, len(exercise.checks), exercise.points, seconds, len(about) - wrong, wrong]
+        )
+    return tabulate(
+        lines,
+        headers=["", "exercise", "checks", "points", "seconds", "right", "wrong"],
+        floatfmt=".2f",
+        disable_numparse=[0],
+    )

@@ -51,7 +51,9 @@ class _Remote(torch.autograd.Function):
     """Puts a call in the worker into the judge's autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, backend: IsolatedBackend, tape: int, outputs: list[torch.Tensor], *leaves: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any, backend: IsolatedBackend, tape: int, outputs: list[torch.Tensor], *leaves: torch.Tensor
+    ) -> Any:
         ctx.backend, ctx.tape = backend, tape
         return tuple(outputs)
 
@@ -147,7 +149,9 @@ class IsolatedBackend:
     def _died(self) -> Any:
         status = self._worker.wait() if self._worker else None
         self.close()
-        raise StudentError("Crash", f"the process that ran this code ended (status {status}) before it answered") from None
+        raise StudentError(
+            "Crash", f"the process that ran this code ended (status {status}) before it answered"
+        ) from None
 
     def _set_deadline(self, seconds: float) -> None:
         self._deadline = (time.monotonic() + seconds, seconds)

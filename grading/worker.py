@@ -110,8 +110,10 @@ class Worker:
         outputs, leaves = self.tapes[tape]
         with student_code():
             gradients = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(leaf) if gradient is None else gradient
-                for gradient, leaf in zip(gradients, leaves, strict=True)]  # fmt: skip
+        return [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for gradient, leaf in zip(gradients, leaves, strict=True)
+        ]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections import ChainMap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from utils.check_view import Shown, check_view, code_view, note_view, table_view
@@ -29,7 +30,10 @@ def check(exercise: Any) -> None:
     try:
         rows = run_checks(found.chapter, [_live(found, exercise)], [found.name])
     except Interrupted:
-        _show_note("Stopped", f"You interrupted the check of `{found.name}`. Nothing was lost; run the cell again when you like.")
+        _show_note(
+            "Stopped",
+            f"You interrupted the check of `{found.name}`. Nothing was lost; run the cell again when you like.",
+        )
         return
     kept = _keep(found, exercise) if all(row.passed for row in rows) else ""
     _record(found, rows)
@@ -67,11 +71,17 @@ def progress() -> None:
     """Show the course map with your points."""
     state = _progress()
     table = [
-        [chapter, f"{exercise.number} {exercise.title}", exercise.name,
-         "passed" if exercise.name in state["passed"] else "open",
-         f"{state['points'].get(exercise.name, 0)}/{exercise.points}"]
-        for chapter in chapters() for exercise in all_exercises().values() if exercise.chapter == chapter[:2]
-    ]  # fmt: skip
+        [
+            chapter,
+            f"{exercise.number} {exercise.title}",
+            exercise.name,
+            "passed" if exercise.name in state["passed"] else "open",
+            f"{state['points'].get(exercise.name, 0)}/{exercise.points}",
+        ]
+        for chapter in chapters()
+        for exercise in all_exercises().values()
+        if exercise.chapter == chapter[:2]
+    ]
     won = sum(state["points"].get(name, 0) for name in all_exercises())
     total = f"{won} of {sum(exercise.points for exercise in all_exercises().values())} points"
     _show(table_view(f"Your progress: {total}", ["Chapter", "Exercise", "Name", "State", "Points"], table))
@@ -84,17 +94,26 @@ def _exercise(given: Any) -> Exercise:
     name = getattr(given, "__name__", None)
     if not callable(given) or name is None:
         kind = type(given).__name__
-        raise LookupError(f"That is a {kind}, not a function or a class: pass the object itself, without calling it, as in `check(pca)`.")
+        raise LookupError(
+            f"That is a {kind}, not a function or a class: pass the object itself, not called, as in `check(pca)`."
+        )
     if name == "<lambda>":
-        raise LookupError("A lambda has no name to find its exercise by: write it with `def`, under the name that the stub has.")
+        raise LookupError(
+            "A lambda has no name to find its exercise by: write it with `def`, under the name that the stub has."
+        )
     return find_exercise(name)
 
 
 def _live(found: Exercise, given: Any) -> Implementation:
     """The implementation in the student's session: the object given, and what else the session defines."""
     session = _session_names()
-    return Implementation(LocalBackend(ChainMap({found.name: session.get(found.name) if isinstance(given, str) else given}, session),
-                                       "Your notebook"), "notebook")  # fmt: skip
+    return Implementation(
+        LocalBackend(
+            ChainMap({found.name: session.get(found.name) if isinstance(given, str) else given}, session),
+            "Your notebook",
+        ),
+        "notebook",
+    )
 
 
 def _session_names() -> dict[str, Any]:
@@ -121,10 +140,13 @@ def _keep(found: Exercise, given: Any) -> str:
     try:
         taken = extract(_session_source(live), found.name, constants_only=True)
     except (NotDefined, OSError, TypeError):
-        return "Its source could not be read, so it is not kept for later chapters: define it in a cell and check again."
+        return "Its source cannot be read, so it is not kept for later chapters: define it in a cell and check again."
     if taken.needs:
         names = ", ".join(f"`{name}`" for name in taken.needs)
-        return f"It uses {names} from your notebook, so it is not kept for later chapters: make that an argument or define it inside."
+        return (
+            f"It uses {names} from your notebook, so it is not kept for later chapters: "
+            "make that an argument or define it inside."
+        )
     path = keep(found.chapter, found.name, taken.code, live)
     return f"Kept in {path.parent.name}/{path.name} for later chapters."
 
@@ -138,8 +160,7 @@ def _session_source(live: Any) -> str:
     path = inspect.getsourcefile(live)
     if path is None:
         raise OSError
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _progress() -> dict[str, Any]:

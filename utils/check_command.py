@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="course check", description=main.__doc__)
-    parser.add_argument("chapter", help='a chapter ("03", "03_sparse_tensor") or a notebook whose exercise cells are checked')
+    parser.add_argument(
+        "chapter", help='a chapter ("03", "03_sparse_tensor") or a notebook whose exercise cells are checked'
+    )
     parser.add_argument("--with", dest="file", type=Path, help="a Python file that defines the exercise names")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--isolated", action="store_true", help="run the implementation in a separate process")
@@ -71,8 +73,16 @@ def exercise_cells(chapter: str, notebook: Path) -> str:
 
 def report(rows: Sequence[Row]) -> str:
     """The rows as text: a table, then what went wrong, check by check."""
-    table = [["passed" if row.passed else "FAILED", row.exercise, row.check, f"{row.points}/{row.max_points}", f"{row.seconds:.2f}"]
-             for row in rows]  # fmt: skip
+    table = [
+        [
+            "passed" if row.passed else "FAILED",
+            row.exercise,
+            row.check,
+            f"{row.points}/{row.max_points}",
+            f"{row.seconds:.2f}",
+        ]
+        for row in rows
+    ]
     parts = [tabulate(table, headers=["", "exercise", "check", "points", "seconds"])]
     for row in rows:
         if not row.passed:

@@ -1,4 +1,4 @@
-"""How a check's outcome looks: HTML for Jupyter in any theme and for screen readers, text elsewhere, rows for programs."""
+"""How a check's outcome looks: HTML in Jupyter (any theme, screen readers), text elsewhere, rows for programs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cell = 'style="text-align:left;padding:.15em .8em .15em 0;vertical-align:top"'
     head = "".join(f'<th scope="col" {cell}>{html.escape(text)}</th>' for text in heads)
     body = "".join("<tr>" + "".join(f"<td {cell}>{_inline(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<table style="border-collapse:collapse;margin:.4em 0"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    style = 'style="border-collapse:collapse;margin:.4em 0"'
+    return f"<table {style}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _verdict(found: Exercise, rows: Sequence[Row]) -> str:
@@ -87,11 +88,22 @@ def _next_hint(found: Exercise) -> str:
 
 def _rows_html(found: Exercise, rows: Sequence[Row], kept: str) -> str:
     done = all(row.passed for row in rows)
-    table = [[("✓ passed" if row.passed else "✗ failed"), row.check, f"{row.points}/{row.max_points}", f"{row.seconds:.2f} s"]
-             for row in rows]  # fmt: skip
+    table = [
+        [
+            ("✓ passed" if row.passed else "✗ failed"),
+            row.check,
+            f"{row.points}/{row.max_points}",
+            f"{row.seconds:.2f} s",
+        ]
+        for row in rows
+    ]
     body = _table(["Result", "Check", "Points", "Time"], table)
-    body += "".join(_failure_html(row) for row in _failures(rows))
-    return _box(_verdict(found, rows), body + f"<div>{_inline(kept if done else _next_hint(found))}</div>", GREEN if done else RED)
+    body += "".join(_failure_html(row, is_open=number == 0) for number, row in enumerate(_failures(rows)))
+    return _box(
+        _verdict(found, rows),
+        body + f"<div>{_inline(kept if done else _next_hint(found))}</div>",
+        GREEN if done else RED,
+    )
 
 
 def _failures(rows: Sequence[Row]) -> list[Row]:
@@ -103,19 +115,23 @@ def _failures(rows: Sequence[Row]) -> list[Row]:
     return list(seen.values())
 
 
-def _failure_html(row: Row) -> str:
+def _failure_html(row: Row, is_open: bool) -> str:
     lines = []
     for line in row.message.split("\n"):
         head, colon, rest = line.partition(": ")
         known = colon and head in ("Called", "Came back", "Expected", "Why", "Raised", "Stopped")
         lines.append(f"<div><strong>{head}:</strong> {_inline(rest)}</div>" if known else f"<div>{_inline(line)}</div>")
     hint = f"<div><strong>Hint:</strong> {_inline(row.hint)}</div>" if row.hint else ""
-    return f"<details open style='margin:.4em 0'><summary>✗ {_inline(row.check)}</summary><div style='padding-left:1em'>{''.join(lines)}{hint}</div></details>"
+    inside = f'<div style="padding-left:1em">{"".join(lines)}{hint}</div>'
+    return f"<details{' open' * is_open}><summary>✗ {_inline(row.check)}</summary>{inside}</details>"
 
 
 def _rows_text(found: Exercise, rows: Sequence[Row], kept: str) -> str:
     lines = [_verdict(found, rows)]
-    lines += [f"  {'passed' if row.passed else 'FAILED'}  {row.check}  {row.points}/{row.max_points}  {row.seconds:.2f} s" for row in rows]
+    lines += [
+        f"  {'passed' if row.passed else 'FAILED'}  {row.check}  {row.points}/{row.max_points}  {row.seconds:.2f} s"
+        for row in rows
+    ]
     for row in _failures(rows):
         lines += ["", row.check, *row.message.split("\n"), *([f"Hint: {row.hint}"] if row.hint else [])]
     done = all(row.passed for row in rows)

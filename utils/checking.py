@@ -41,14 +41,29 @@ class Interrupted(Exception):
     """The person pressed stop while checks ran."""
 
 
-def run_checks(chapter: str, implementations: Sequence[Implementation], exercises: Collection[str] | None = None) -> list[Row]:
+def run_checks(
+    chapter: str, implementations: Sequence[Implementation], exercises: Collection[str] | None = None
+) -> list[Row]:
     """Run the checks of a chapter, or of the named exercises, on each implementation.
 
     Raises Interrupted when the run is interrupted, RuntimeError with pytest's own words when a checker cannot be run.
     """
     session = _Session(implementations, exercises)
-    options = ["-q", "--no-header", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:warnings",
-               "--capture=sys", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), "-o", "addopts="]  # fmt: skip
+    options = [
+        "-q",
+        "--no-header",
+        "--disable-plugin-autoload",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:warnings",
+        "--capture=sys",
+        f"--rootdir={ROOT}",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-o",
+        "addopts=",
+    ]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
         status = pytest.main([*options, str(checker_files()[chapter])], plugins=[session])
     if status == pytest.ExitCode.INTERRUPTED:
@@ -123,19 +138,32 @@ def explain(error: BaseException, exercise: str, calls: Sequence[str]) -> str:
     called = f"Called: {calls[-1]}" if calls else ""
     match error:
         case CheckFailed():
-            lines = [called, f"Came back: {error.came_back}", f"Expected: {error.expected}", error.why and f"Why: {error.why}"]
+            lines = [
+                called,
+                f"Came back: {error.came_back}",
+                f"Expected: {error.expected}",
+                error.why and f"Why: {error.why}",
+            ]
         case NotWritten():
-            lines = [f"`{exercise}` is not written yet: replace the `raise NotImplementedError` in its cell by your code, "
-                     "run that cell, then check again."]  # fmt: skip
+            lines = [
+                f"`{exercise}` is not written yet: replace the `raise NotImplementedError` in its cell by your code, "
+                "run that cell, then check again."
+            ]
         case Missing() | WrongSignature():
             lines = [error.text, "Keep the names and the parameters that the stub has: later cells use them."]
         case StudentError():
             lines = [called, f"Raised: {error.type_name}: {error.text}", error.where and f"In {error.where}"]
         case OutOfTime():
-            lines = [called, f"Stopped: {error}. Look for a loop that never ends, or for work that grows with the square of the input."]
+            lines = [
+                called,
+                f"Stopped: {error}. Look for a loop that never ends, or for work that grows much too fast.",
+            ]
         case _:
-            lines = [called, f"Came back: something that this check could not work with ({type(error).__name__}: {error})",
-                     "Expected: what the stub's signature and docstring promise"]  # fmt: skip
+            lines = [
+                called,
+                f"Came back: something that this check could not work with ({type(error).__name__}: {error})",
+                "Expected: what the stub's signature and docstring promise",
+            ]
     return "\n".join(line for line in lines if line)
 
 

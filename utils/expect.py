@@ -80,39 +80,79 @@ def unpack(result: Any, names: Sequence[str]) -> tuple:
     """`result` as a tuple with one entry per name."""
     wanted = f"a tuple ({', '.join(names)})"
     that(isinstance(result, tuple | list), expected=wanted, came_back=result, why="the signature promises a tuple")
-    that(len(result) == len(names), expected=f"{wanted} of length {len(names)}",
-         came_back=f"{len(result)} values: {describe(result)}", why="the signature says what is returned, in which order")
+    that(
+        len(result) == len(names),
+        expected=f"{wanted} of length {len(names)}",
+        came_back=f"{len(result)} values: {describe(result)}",
+        why="the signature says what is returned, in which order",
+    )
     return tuple(result)
 
 
 def tensor(value: Any, *, name: str = "the result", why: str = "", hint: str | None = None) -> torch.Tensor:
     """`value` as a tensor; numpy arrays are welcome, other things are not."""
-    that(isinstance(value, torch.Tensor | np.ndarray), expected=f"{name} to be a tensor", came_back=value,
-         why=why or "the signature promises a tensor", hint=hint)
+    that(
+        isinstance(value, torch.Tensor | np.ndarray),
+        expected=f"{name} to be a tensor",
+        came_back=value,
+        why=why or "the signature promises a tensor",
+        hint=hint,
+    )
     return torch.as_tensor(value)
 
 
-def shape(value: Any, wanted: Sequence[int], *, name: str = "the result", dims: Sequence[str] = (), why: str = "",
-          hint: str | None = None) -> torch.Tensor:
+def shape(
+    value: Any,
+    wanted: Sequence[int],
+    *,
+    name: str = "the result",
+    dims: Sequence[str] = (),
+    why: str = "",
+    hint: str | None = None,
+) -> torch.Tensor:
     """Demand a tensor of shape `wanted`; `dims` names the axes in the exercise's words."""
     value = tensor(value, name=name, why=why, hint=hint)
     named = f" = ({', '.join(dims)})" if dims else ""
-    that(tuple(value.shape) == tuple(wanted), expected=f"{name} of shape {tuple(wanted)}{named}",
-         came_back=f"shape {tuple(value.shape)}: {describe(value)}", why=why, hint=hint)
+    that(
+        tuple(value.shape) == tuple(wanted),
+        expected=f"{name} of shape {tuple(wanted)}{named}",
+        came_back=f"shape {tuple(value.shape)}: {describe(value)}",
+        why=why,
+        hint=hint,
+    )
     return value
 
 
 def dtype(value: Any, wanted: torch.dtype, *, name: str = "the result", why: str = "", hint: str | None = None) -> None:
     value = tensor(value, name=name, why=why, hint=hint)
-    that(value.dtype == wanted, expected=f"{name} of dtype {wanted}", came_back=f"dtype {value.dtype}", why=why, hint=hint)
+    that(
+        value.dtype == wanted,
+        expected=f"{name} of dtype {wanted}",
+        came_back=f"dtype {value.dtype}",
+        why=why,
+        hint=hint,
+    )
 
 
-def close(got: Any, want: Any, *, why: str, name: str = "the result", rtol: float = 1e-4, atol: float = 1e-5,
-          hint: str | None = None) -> None:
+def close(
+    got: Any,
+    want: Any,
+    *,
+    why: str,
+    name: str = "the result",
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    hint: str | None = None,
+) -> None:
     """Demand numbers equal to `want` within the tolerances, after the same shape."""
     if not isinstance(want, torch.Tensor | np.ndarray):
-        that(isinstance(got, int | float | np.number | torch.Tensor | np.ndarray) and np.size(_array(got)) == 1,
-             expected=f"{name} = {describe(want)}, a number", came_back=got, why=why, hint=hint)
+        that(
+            isinstance(got, int | float | np.number | torch.Tensor | np.ndarray) and np.size(_array(got)) == 1,
+            expected=f"{name} = {describe(want)}, a number",
+            came_back=got,
+            why=why,
+            hint=hint,
+        )
         got, want = torch.as_tensor(got).reshape(()), torch.as_tensor(want)
     want = torch.as_tensor(want).detach().cpu()
     got = shape(got, want.shape, name=name, why=why, hint=hint).detach().cpu()
@@ -122,7 +162,8 @@ def close(got: Any, want: Any, *, why: str, name: str = "the result", rtol: floa
     expected = f"{name} = {describe(want)}"
     if want.numel() > SMALL:
         at = tuple((~match).nonzero()[0].tolist())
-        expected += f"; {int((~match).sum())} of {want.numel()} entries differ, the first at {at}: {got[at]:.5g}, not {want[at]:.5g}"
+        wrong = f"{int((~match).sum())} of {want.numel()} entries differ"
+        expected += f"; {wrong}, the first at {at}: {got[at]:.5g}, not {want[at]:.5g}"
     raise CheckFailed(expected=expected, came_back=describe(got), why=why, hint=hint)
 
 
@@ -143,15 +184,23 @@ def type_matches(got: Any, want: Any) -> bool:
     return isinstance(got, type(want)) or (isinstance(got, numbers) and isinstance(want, numbers))
 
 
-def raises(call: Callable[[], Any], types: str | tuple[str, ...], *, why: str, mentions: Sequence[str] = (),
-           hint: str | None = None) -> None:
+def raises(
+    call: Callable[[], Any],
+    types: str | tuple[str, ...],
+    *,
+    why: str,
+    mentions: Sequence[str] = (),
+    hint: str | None = None,
+) -> None:
     """Demand that `call` raises one of the named exception types, with a text that mentions each word."""
     types = (types,) if isinstance(types, str) else types
     wanted = f"a {' or '.join(types)}" + (f" whose text mentions {', '.join(mentions)}" if mentions else "")
     try:
         result = call()
     except StudentError as error:
-        that(error.type_name in types, expected=wanted, came_back=f"{error.type_name}: {error.text}", why=why, hint=hint)
+        that(
+            error.type_name in types, expected=wanted, came_back=f"{error.type_name}: {error.text}", why=why, hint=hint
+        )
         missing = [word for word in mentions if word.lower() not in error.text.lower()]
         that(not missing, expected=wanted, came_back=f"{error.type_name}: {error.text}", why=why, hint=hint)
         return

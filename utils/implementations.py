@@ -108,7 +108,9 @@ class Implementation:
         return value
 
     def _call(self, handle: Handle, args: tuple, kwargs: dict) -> Any:
-        shown = [describe_argument(arg) for arg in args] + [f"{key}={describe_argument(value)}" for key, value in kwargs.items()]
+        shown = [describe_argument(arg) for arg in args] + [
+            f"{key}={describe_argument(value)}" for key, value in kwargs.items()
+        ]
         expression = f"{handle._expression}({', '.join(shown)})"
         self._calls[-1:] = [expression]
         return self._wrap(self._backend.call(handle._reference, args, kwargs), expression)
@@ -181,7 +183,9 @@ def get_attribute(owner: Any, attribute: str) -> Any:
                 raise
             kind = "function" if inspect.isroutine(owner) else "class" if isinstance(owner, type) else "object"
             name = getattr(owner, "__name__", type(owner).__name__)
-            raise Missing("AttributeError", f"The exercise uses `{name}.{attribute}`, but this {kind} has no `{attribute}`.") from None
+            raise Missing(
+                "AttributeError", f"The exercise uses `{name}.{attribute}`, but this {kind} has no `{attribute}`."
+            ) from None
 
 
 def call_student(function: Any, args: tuple, kwargs: dict) -> Any:
@@ -205,7 +209,8 @@ def check_signature(function: Any, args: tuple, kwargs: dict) -> None:
         given = ", ".join([*("..." for _ in args), *(f"{key}=..." for key in kwargs)])
         raise WrongSignature(
             "TypeError",
-            f"The exercise calls `{name}({given})`, but it is defined as `{name}({', '.join(signature.parameters)})`: {error}.",
+            f"The exercise calls `{name}({given})`, but it is defined as "
+            f"`{name}({', '.join(signature.parameters)})`: {error}.",
         ) from None
 
 
@@ -246,7 +251,9 @@ def load_file(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise StudentError("SyntaxError", f"{path}, line {error.lineno}: {error.msg}.") from None
     except Exception as error:
-        raise StudentError(type(error).__name__, f"{path} stops while it is loaded: {error}", failing_line(error)) from None
+        raise StudentError(
+            type(error).__name__, f"{path} stops while it is loaded: {error}", failing_line(error)
+        ) from None
     return module
 
 
@@ -254,7 +261,9 @@ def solution_file(chapter: str) -> Path:
     """The reference module's file; a LookupError where this copy has none."""
     path = SOLUTIONS / f"{checker_files()[chapter].stem.removeprefix('test_')}.py"
     if not path.exists():
-        raise LookupError("This copy of the course comes without the reference solutions: name a file or a notebook to check.")
+        raise LookupError(
+            "This copy of the course comes without the reference solutions: name a file or a notebook to check."
+        )
     return path
 
 

@@ -47,7 +47,7 @@ def repository() -> str:
 
 
 def chapters() -> list[str]:
-    """Names of all chapters in order, such as `03_sparse_tensor`; from the texts or, where these are left out, the notebooks."""
+    """Names of all chapters in order, such as `03_sparse_tensor`: the texts', or the notebooks' in a copy without."""
     names = {path.stem for path in (*CHAPTER_TEXTS.glob("*.md"), *CHAPTERS.glob("*.ipynb"))}
     return sorted(name for name in names if _CHAPTER_NAME.fullmatch(name))
 

@@ -83,7 +83,7 @@ def definitions(source: str) -> dict[str, int]:
 
 
 def extract(source: str, name: str, constants_only: bool = False, known: Collection[str] = ()) -> Extract:
-    """The code of the top-level `name` in `source`, with the imports, helpers and assignments that it uses, recursively.
+    """The code of the top-level `name` in `source`, with the imports, helpers and assignments that it stands on.
 
     The last definition of a name counts. With `constants_only`, as for a live notebook, assignments are taken only when
     they are constants or type aliases; other names land in `needs`, as do names that nothing defines. Names in `known`
@@ -270,7 +270,7 @@ def _builds_on_itself(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDe
 
 
 def _quoted_annotations(node: ast.stmt) -> Iterator[str]:
-    """Names in annotations that are a string as a whole, such as `x: "Row"`; never dimensions in Float[Tensor, "n d"]."""
+    """Names in annotations that are one string, such as `x: "Row"`; never the "n d" of Float[Tensor, "n d"]."""
     for inner in ast.walk(node):
         for annotation in (getattr(inner, "annotation", None), getattr(inner, "returns", None)):
             if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -287,7 +287,9 @@ def _scopes(table: Any, is_called_later: bool) -> Iterator[tuple[Any, bool]]:
 def _text(node: ast.stmt, source: str, lines: list[str]) -> str:
     """The statement as written, with its decorators and the comment right above it."""
     first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-    if lines[first - 1][: node.col_offset].strip() or lines[node.end_lineno - 1].encode()[node.end_col_offset :].strip(b" ;"):
+    if lines[first - 1][: node.col_offset].strip() or lines[node.end_lineno - 1].encode()[node.end_col_offset :].strip(
+        b" ;"
+    ):
         rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
         if not rest.startswith("#"):  # it shares its line with another statement
             return ast.get_source_segment(source, node) or ast.unparse(node)

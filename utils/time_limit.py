@@ -22,7 +22,7 @@ class OutOfTime(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise OutOfTime in the code inside when `seconds` have passed.
 
-    Works in the main thread; elsewhere there is no limit. A single call into compiled code is interrupted when it returns.
+    Works in the main thread; elsewhere there is no limit. A call into compiled code is interrupted when it returns.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

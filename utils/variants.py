@@ -9,7 +9,7 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Variant:
-    """An implementation of one exercise. `mistake` is None for a right one; `hint` is what the failing check must say."""
+    """An implementation of one exercise. `mistake` is None for a right one; `hint` is what a failing check must say."""
 
     exercise: str
     label: str

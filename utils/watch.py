@@ -52,8 +52,8 @@ def _key(storage: torch.UntypedStorage) -> int:
 def watch(model: Any = None) -> Iterator[SimpleNamespace]:
     """Observe what runs inside the `with`: the yielded object is filled in when it ends.
 
-    `passes`: forward passes of `model`; `blocks`: how many blocks ran, counted from the first; `tokens`: token positions
-    run in all, padding included; `unembedded`: whether logits were computed; `hooks_left`: hooks still on the model;
+    `passes`: forward passes of `model`; `blocks`: how many blocks ran, counted from the first; `tokens`: positions run
+    in all, padding included; `unembedded`: whether logits were computed; `hooks_left`: hooks still on the model;
     `peak_bytes`: most tensor memory alive at once beyond what was there before (any model or none).
     """
     seen = SimpleNamespace(passes=0, blocks=0, tokens=0, unembedded=False, hooks_left=0, peak_bytes=0)
@@ -89,4 +89,6 @@ def _count_forwards(model: Any, seen: SimpleNamespace) -> Iterator[torch.utils.h
 
 
 def _hooks_on(model: Any) -> int:
-    return 0 if model is None else sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+    return (
+        0 if model is None else sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+    )

@@ -45,7 +45,9 @@ def rows_without_seconds(rows):
 
 def test_chapter_03_gives_the_same_rows_both_ways(tmp_path):
     wrong = tmp_path / "wrong.py"
-    wrong.write_text(solution_file("03").read_text().replace("index_put(", "mul(2).index_put(").replace("int64)", "int32)"))
+    wrong.write_text(
+        solution_file("03").read_text().replace("index_put(", "mul(2).index_put(").replace("int64)", "int32)")
+    )
     for file in (solution_file("03"), wrong):
         here = run_checks("03", [from_file(file)])
         with isolated(file) as implementation:

@@ -1,0 +1,293 @@
+"""Builds `chapters/NN_name.ipynb` from the chapter's text, its reference solution and its checker module."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import nbformat
+
+from authoring.chapter_text import ChapterText, figures, measured_names, read_text
+from authoring.layout import Chapter, named_chapters
+from authoring.setup_cell import setup_source
+from authoring.stubs import stub_source
+from utils.errors import CourseError
+from utils.exercises import Exercise
+from utils.paths import repository
+from utils.source import extract, plain_python
+
+BRANCH = "main"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """`course build [CHAPTER ...] [--check]`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="course build", description="Build the notebooks from their texts.")
+    parser.add_argument("chapters", nargs="*", help="for instance 03; all when none is named")
+    parser.add_argument("--check", action="store_true", help="only say which notebooks are stale (exit status 1)")
+    options = parser.parse_args(args)
+    try:
+        chapters = named_chapters(options.chapters)
+        stale = [chapter for chapter in chapters if is_stale(chapter, repository())]
+        for chapter in stale:
+            if options.check:
+                print(f"stale: {chapter.shown(chapter.notebook)}")
+            else:
+                chapter.notebook.write_text(notebook_text(chapter, repository()), encoding="utf-8")
+                print(f"built {chapter.shown(chapter.notebook)}")
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.check and stale:
+        print("Run `make build`, and commit the notebooks with their texts.")
+        return 1
+    print(f"{len(chapters) - len(stale)} of {len(chapters)} notebooks were up to date")
+    return 0
+
+
+def is_stale(chapter: Chapter, address: str) -> bool:
+    """Whether the chapter's notebook is missing or differs from what its sources give."""
+    current = chapter.notebook.read_text(encoding="utf-8") if chapter.notebook.exists() else None
+    return current != notebook_text(chapter, address)
+
+
+def notebook_text(chapter: Chapter, address: str) -> str:
+    """The notebook file's text: the same bytes for the same sources."""
+    return as_text(build(chapter, address))
+
+
+def as_text(notebook: dict[str, Any]) -> str:
+    """A notebook as the text of a file."""
+    return json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def build(chapter: Chapter, address: str) -> dict[str, Any]:
+    """The chapter's notebook as nbformat JSON, validated. `address` is the repository's."""
+    text = read_text(chapter.text, chapter.shown(chapter.text))
+    exercises = {exercise.name: exercise for exercise in chapter.exercises()}
+    _check_places(text, exercises, chapter)
+    _check_measured(text)
+    cells = [
+        _markdown(_opening(chapter, text, exercises.values(), address), role="opening"),
+        _code(setup_source(chapter.number, address), role="setup"),
+    ]
+    above: list[str] = []  # the code that has run when a stub's cell is reached
+    for cell in text.cells:
+        if cell.kind == "code":
+            above.append(plain_python(cell.source))
+            cells.append(_code(cell.source, tags=cell.options.get("tags")))
+        elif "exercise" in cell.options:
+            exercise = exercises[cell.options["exercise"]]
+            stub = _stub(chapter, exercise, above, f"{text.file}:{cell.line}")
+            above.append(stub)
+            cells += _exercise_cells(exercise, cell.source, stub)
+        else:
+            folded = cell.options.get("folded")
+            cells.append(_markdown(_folded(folded, cell.source) if folded else cell.source))
+    notebook = {
+        "cells": _with_ids(cells),
+        "metadata": {
+            "course": {"chapter": chapter.number},
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    nbformat.validate(notebook)
+    return notebook
+
+
+# What the text and the checkers must agree on
+
+
+def _check_places(text: ChapterText, exercises: dict[str, Exercise], chapter: Chapter) -> None:
+    placed: dict[str, int] = {}
+    for cell in text.cells:
+        name = cell.options.get("exercise")
+        if name is None:
+            continue
+        if name not in exercises:
+            known = ", ".join(exercises) or "none"
+            raise CourseError(
+                f"{text.file}:{cell.line}: no exercise `{name}` in {chapter.shown(chapter.checker)}; "
+                f"it declares: {known}"
+            )
+        if name in placed:
+            raise CourseError(f"{text.file}:{cell.line}: exercise `{name}` already stands in line {placed[name]}")
+        placed[name] = cell.line
+    for name, exercise in exercises.items():
+        if name not in placed:
+            raise CourseError(
+                f'{text.file}: exercise `{name}` has no place: start its problem with `+++ {{"exercise": "{name}"}}`'
+            )
+        if exercise.chapter != chapter.number:
+            raise CourseError(
+                f"{chapter.shown(chapter.checker)}: exercise `{name}` has number {exercise.number}, "
+                f"not {int(chapter.number)}.n"
+            )
+
+
+def _check_measured(text: ChapterText) -> None:
+    measured = [
+        name for cell in text.cells if cell.kind == "code" for name in measured_names(plain_python(cell.source))
+    ]
+    for cell in text.cells:
+        if cell.kind != "markdown":
+            continue
+        for figure in figures(cell.source, f"{text.file}:{cell.line}"):
+            if not any(fnmatch.fnmatchcase(figure.name, pattern) for pattern in measured):
+                raise CourseError(
+                    f"{text.file}:{cell.line}: the figure `{figure.name}` is never measured: "
+                    f'write `measured("{figure.name}", ...)` in a code cell'
+                )
+
+
+def _stub(chapter: Chapter, exercise: Exercise, above: list[str], where: str) -> str:
+    if not chapter.solution.exists():
+        raise CourseError(
+            f"{where}: exercise `{exercise.name}` needs its reference in {chapter.shown(chapter.solution)}"
+        )
+    stub = stub_source(chapter.solution.read_text(encoding="utf-8"), exercise.name, chapter.shown(chapter.solution))
+    missing = extract("\n\n".join([*above, stub]), exercise.name).needs
+    if missing:
+        raise CourseError(
+            f"{where}: the stub of `{exercise.name}` uses {', '.join(missing)}, "
+            "which no code cell above it imports or defines"
+        )
+    return stub
+
+
+# Cells
+
+
+def _opening(chapter: Chapter, text: ChapterText, exercises: Iterable[Exercise], address: str) -> str:
+    course = text.course
+    exercises = list(exercises)
+    graded = sum(exercise.points for exercise in exercises)
+    count = f"{len(exercises)} exercise{'s' if len(exercises) != 1 else ''}"
+    facts = [f"**Time:** about {_duration(course['minutes'])}"]
+    if exercises:
+        facts.append(f"**To do:** {count}" + (f", {graded} points" if graded else ", ungraded"))
+    parts = [
+        f"# {chapter.number} · {course['title']}",
+        badges(address, chapter.shown(chapter.notebook)),
+        str(course["promise"]).strip(),
+        "**Afterwards you can**\n\n" + "\n".join(f"- {one}" for one in course["objectives"]),
+        f"**You need:** {', '.join(course['needs']) or 'nothing from earlier chapters'}  \n" + "  \n".join(facts),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def badges(address: str, path: str) -> str:
+    """Launch badges for the notebook at `path` of a repository on GitHub; no badge for an address elsewhere."""
+    where = urlsplit(address)
+    if where.hostname != "github.com":
+        return ""
+    slug = where.path.strip("/")
+    page = f"https://github.com/{slug}/blob/{BRANCH}/{path}"
+    launchers = [
+        ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
+         f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/{path}"),
+        ("Open in Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg", f"https://kaggle.com/kernels/welcome?src={page}"),
+        ("Open in Binder", "https://mybinder.org/badge_logo.svg",
+         f"https://mybinder.org/v2/gh/{slug}/{BRANCH}?labpath={quote(path, safe='')}"),
+    ]  # fmt: skip
+    return " ".join(f"[![{name}]({image})]({link})" for name, image, link in launchers)
+
+
+def _exercise_cells(exercise: Exercise, problem: str, stub: str) -> list[dict[str, Any]]:
+    about: dict[str, Any] = {"exercise": exercise.name}
+    cells = [_markdown(f"{_heading(exercise)}\n\n{problem}", role="problem", **about)]
+    if exercise.hints:
+        count = len(exercise.hints)
+        hints = (_folded(f"Hint {number} of {count}", hint) for number, hint in enumerate(exercise.hints, start=1))
+        cells.append(_markdown("\n\n".join(hints), role="hints", **about))
+    cells.append(_code(stub.rstrip("\n"), role="stub", **about))
+    cells.append(_code(f"check({exercise.name})", role="check", **about))
+    return cells
+
+
+def _heading(exercise: Exercise) -> str:
+    points = f"{exercise.points} point{'s' if exercise.points != 1 else ''}" if exercise.points else "ungraded"
+    facts = [
+        f"Difficulty {_dots('🔴', exercise.difficulty)}",
+        f"Importance {_dots('🔵', exercise.importance)}",
+        f"{exercise.minutes} minutes",
+        points,
+    ]
+    return f"## Exercise {exercise.number}: {exercise.title}\n\n{' · '.join(facts)}"
+
+
+def _dots(dot: str, count: int) -> str:
+    return f"{dot * count}{'⚪' * (5 - count)} ({count} of 5)"
+
+
+def _duration(minutes: int) -> str:
+    hours, rest = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} minutes"
+    return f"{hours} h {rest:02d} min" if rest else f"{hours} hour{'s' if hours > 1 else ''}"
+
+
+def _folded(label: str, markdown: str) -> str:
+    # Markdown inside an HTML block is rendered only after an empty line.
+    return f"<details>\n<summary><b>{label}</b></summary>\n\n{markdown.strip()}\n\n</details>"
+
+
+def _markdown(source: str, role: str | None = None, **about: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": _metadata(role, None, about), "source": _lines(source)}
+
+
+def _code(source: str, role: str | None = None, tags: list[str] | None = None, **about: str) -> dict[str, Any]:
+    metadata = _metadata(role, tags, about)
+    return {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": [], "source": _lines(source)}
+
+
+def _metadata(role: str | None, tags: list[str] | None, about: dict[str, str]) -> dict[str, Any]:
+    return {**({"course": {"role": role, **about}} if role else {}), **({"tags": list(tags)} if tags else {})}
+
+
+def _lines(source: str) -> list[str]:
+    return source.splitlines(keepends=True)
+
+
+# Ids
+
+
+def _with_ids(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give every cell an id made of the heading it stands under (or its exercise) and its role there.
+
+    A new cell changes only the ids of its like that follow it under the same heading.
+    """
+    section = "start"
+    taken: dict[str, int] = {}
+    for cell in cells:
+        source = "".join(cell["source"])
+        course = cell["metadata"].get("course", {})
+        if "exercise" in course:
+            section = slug(course["exercise"])
+        elif cell["cell_type"] == "markdown" and course.get("role") != "opening":
+            headings = re.findall(r"^#{1,6} +(.+)$", re.sub(r"^```.*?^```", "", source, flags=re.M | re.S), flags=re.M)
+            section = slug(headings[0]) if headings else section
+        role = course.get("role") or ("text" if cell["cell_type"] == "markdown" else "code")
+        name = f"{section}-{role}"
+        taken[name] = taken.get(name, 0) + 1
+        cell["id"] = name if taken[name] == 1 else f"{name}-{taken[name]}"
+    ids = [cell["id"] for cell in cells]
+    for cell in cells:  # two equal headings, or a heading that ends in a number: rare, and still unique
+        while ids.count(cell["id"]) > 1:
+            ids[ids.index(cell["id"])] = cell["id"] = f"{cell['id']}-x"
+    return cells
+
+
+def slug(heading: str) -> str:
+    """A heading as part of a cell id: lower case, letters and digits, at most 40 characters."""
+    plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-") or "section"

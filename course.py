@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from utils.errors import CourseError
+
 COMMANDS = {
     "check": ("utils.check_command", "run a chapter's checks on the reference, a Python file or a notebook"),
     "model": ("utils.model_files", "fetch and convert the default model"),
@@ -25,6 +27,9 @@ def main() -> int:
     home, _ = COMMANDS[arguments[0]]
     try:
         return import_module(home).main(arguments[1:]) or 0
+    except CourseError as error:
+        print(f"course {arguments[0]}: {error}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if error.name not in (home, home.split(".")[0]):
             raise

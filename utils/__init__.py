@@ -7,12 +7,12 @@ if TYPE_CHECKING:
     from utils import expect, plots
     from utils.check_cell import check, hint, progress, solution
     from utils.kept import mine
-    from utils.profiles import load
+    from utils.loading import load
     from utils.results import measured, result
 
 # Public name -> the module that has it. A module that is itself the public name maps to None.
 _HOMES: dict[str, str | None] = {
-    "load": "utils.profiles",
+    "load": "utils.loading",
     "check": "utils.check_cell",
     "hint": "utils.check_cell",
     "solution": "utils.check_cell",

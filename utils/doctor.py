@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils import model_files
+from utils.dictionaries import bundled_names, dictionary_faults
 from utils.errors import CourseError
+from utils.hub import hub_trouble
 from utils.paths import CACHE_VARIABLE, cache_dir, requirement_pins
-from utils.profiles import PROFILES, Profile, bundled_names, dictionary_faults, hub_trouble
+from utils.profiles import PROFILES, Profile
 
 SUPPORTED_PYTHON = ((3, 11), (3, 12), (3, 13))
 # What the rest of the course cannot do without, and so is worth a line each when all is well, too.

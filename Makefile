@@ -1,0 +1,22 @@
+# Everything here is one line over a console script; `course --help` lists what the scripts can do besides.
+#   make lab     set up, fetch the model, open JupyterLab on chapter 00 (LAB_ARGS="--no-browser --port 8999" is passed on)
+#   make test    the same set-up, then every proof and test
+# Another interpreter: make lab PYTHON=python3.12 (3.11 to 3.13; asked only when there is no .venv yet).
+
+PYTHON ?= python3
+LAB_ARGS ?=
+BIN := $(CURDIR)/.venv/bin
+COURSE := $(BIN)/course
+
+.PHONY: lab test environment model build execute browser lint doctor clean
+
+lab: model ; @PATH="$(BIN):$$PATH" $(BIN)/jupyter lab $(LAB_ARGS) chapters/00_start_here.ipynb
+test: model ; $(COURSE) dev && $(BIN)/python -m pytest
+environment: ; @$(PYTHON) bootstrap.py
+model: environment ; @$(COURSE) model
+build: environment ; $(COURSE) build
+execute: model ; $(COURSE) execute
+browser: model ; $(BIN)/pip install --quiet --constraint requirements.lock playwright && $(BIN)/python -m pytest -m browser
+lint: environment ; $(BIN)/ruff check .
+doctor: environment ; @$(COURSE) doctor
+clean: ; rm -rf .venv .venv.lock

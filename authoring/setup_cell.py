@@ -1,6 +1,6 @@
 """The set-up cell of every notebook: finds the course, or fetches it when the notebook is all there is."""
 
-_TEMPLATE = '''\
+_TEMPLATE = """\
 # Set-up: finds the course; where this notebook is alone (Colab, Kaggle), fetches it and installs only what is missing.
 import os, pathlib, subprocess, sys
 
@@ -16,7 +16,7 @@ if not course.exists():
 sys.path.insert(0, str(course))
 from utils.setup_cell import ready
 ready("{chapter}")
-'''
+"""
 
 
 def setup_source(chapter: str, repository: str) -> str:

@@ -1,12 +1,13 @@
 """Figures of the course: each has a title, axis labels, hover text and the same thing said in words.
 
-Every function draws at once and returns nothing. Backgrounds are transparent and colours of middle brightness, so that a
-figure is readable in a light and in a dark theme. Numbers may be tensors, arrays or lists.
+Every function draws at once and returns nothing. Backgrounds are transparent and colours of middle brightness, so that
+a figure is readable in a light and in a dark theme. Numbers may be tensors, arrays or lists.
 """
 
 from __future__ import annotations
 
 import html
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,19 @@ ONE_WAY = ((0.0, "rgba(59, 130, 196, 0.06)"), (0.5, "#3b82c4"), (1.0, "#d9730d")
 BOTH_WAYS = ((0.0, "#3b82c4"), (0.5, "rgba(128, 128, 128, 0.08)"), (1.0, "#d9730d"))
 
 
-def lines(series: Mapping[str, Any], *, x: Any, title: str, xlabel: str, ylabel: str, alt: str,
-          points: Mapping[str, tuple[float, float]] | None = None, horizontal: Mapping[str, float] | None = None,
-          log_x: bool = False, log_y: bool = False) -> None:
+def lines(
+    series: Mapping[str, Any],
+    *,
+    x: Any,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    horizontal: Mapping[str, float] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> None:
     """A line over `x` for each named series.
 
     Args:
@@ -39,28 +50,52 @@ def lines(series: Mapping[str, Any], *, x: Any, title: str, xlabel: str, ylabel:
     across = _plain(x)
     for number, (name, values) in enumerate(series.items()):
         figure.add_scatter(
-            x=across, y=_plain(values), name=name, mode="lines+markers" if len(across) <= 40 else "lines",
+            x=across,
+            y=_plain(values),
+            name=name,
+            mode="lines+markers" if len(across) <= 40 else "lines",
             line={"color": _cycle(COLOURS, number), "dash": _cycle(DASHES, number), "width": 2},
             marker={"symbol": _cycle(SYMBOLS, number), "size": 6},
             hovertemplate=f"{name}<br>{xlabel} %{{x}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
         )
     for name, (at, height) in (points or {}).items():
         figure.add_scatter(
-            x=[float(at)], y=[float(height)], mode="markers+text", text=[name], textposition="top center", name=name,
-            marker={"color": INK, "symbol": "star", "size": 11}, textfont={"color": INK}, showlegend=False,
+            x=[float(at)],
+            y=[float(height)],
+            mode="markers+text",
+            text=[name],
+            textposition="top center",
+            name=name,
+            marker={"color": INK, "symbol": "star", "size": 11},
+            textfont={"color": INK},
+            showlegend=False,
             hovertemplate=f"{name}<br>{xlabel} %{{x:.4g}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
         )
     for name, height in (horizontal or {}).items():
-        figure.add_hline(y=float(height), line={"color": INK, "dash": "dot", "width": 1.5}, annotation_text=name,
-                         annotation_font_color=INK)
+        figure.add_hline(
+            y=float(height),
+            line={"color": INK, "dash": "dot", "width": 1.5},
+            annotation_text=name,
+            annotation_font_color=INK,
+        )
     figure.update_xaxes(type="log" if log_x else None)
     figure.update_yaxes(type="log" if log_y else None)
     figure.update_layout(showlegend=len(series) > 1)
     show(_labelled(figure, title, xlabel, ylabel), alt)
 
 
-def scatter(x: Any, y: Any, *, text: Sequence[str], title: str, xlabel: str, ylabel: str, alt: str,
-            groups: Sequence[str] | None = None, diagonal: bool = False) -> None:
+def scatter(
+    x: Any,
+    y: Any,
+    *,
+    text: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    groups: Sequence[str] | None = None,
+    diagonal: bool = False,
+) -> None:
     """Points with a hover text each.
 
     Args:
@@ -71,13 +106,23 @@ def scatter(x: Any, y: Any, *, text: Sequence[str], title: str, xlabel: str, yla
     groups = list(groups) if groups is not None else [ylabel] * len(x)
     figure = go.Figure()
     if diagonal:
-        ends = [min(*x, *y), max(*x, *y)]
-        figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", hoverinfo="skip",
-                           line={"color": INK, "dash": "dot", "width": 1.5})
+        known = [value for value in (*x, *y) if value is not None]
+        ends = [min(known), max(known)]
+        figure.add_scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            name="equal",
+            hoverinfo="skip",
+            line={"color": INK, "dash": "dot", "width": 1.5},
+        )
     for number, group in enumerate(dict.fromkeys(groups)):
         inside = [place for place, name in enumerate(groups) if name == group]
         figure.add_scatter(
-            x=[x[place] for place in inside], y=[y[place] for place in inside], name=group, mode="markers",
+            x=[x[place] for place in inside],
+            y=[y[place] for place in inside],
+            name=group,
+            mode="markers",
             text=[text[place] for place in inside],
             marker={"color": _cycle(COLOURS, number), "symbol": _cycle(SYMBOLS, number), "size": 9},
             hovertemplate=f"%{{text}}<br>{xlabel} %{{x:.4g}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
@@ -86,50 +131,98 @@ def scatter(x: Any, y: Any, *, text: Sequence[str], title: str, xlabel: str, yla
     show(_labelled(figure, title, xlabel, ylabel), alt)
 
 
-def loops(panels: Mapping[str, Any], *, labels: Sequence[str], title: str, xlabels: Sequence[str],
-          ylabels: Sequence[str], alt: str) -> None:
+def loops(
+    panels: Mapping[str, Any],
+    *,
+    labels: Sequence[str],
+    title: str,
+    xlabels: Sequence[str],
+    ylabels: Sequence[str],
+    alt: str,
+) -> None:
     """Labelled points joined in the order given, and back to the first: one panel for each named cloud [n, 2]."""
     figure = make_subplots(cols=len(panels), subplot_titles=list(panels) if len(panels) > 1 else None)
     around = [*range(len(labels)), 0]
     for column, cloud in enumerate(panels.values(), start=1):
         across, up = zip(*_plain(cloud), strict=True)
-        figure.add_scatter(x=[across[i] for i in around], y=[up[i] for i in around], mode="lines", hoverinfo="skip",
-                           line={"color": INK, "width": 1.5}, row=1, col=column)
+        figure.add_scatter(
+            x=[across[i] for i in around],
+            y=[up[i] for i in around],
+            mode="lines",
+            hoverinfo="skip",
+            line={"color": INK, "width": 1.5},
+            row=1,
+            col=column,
+        )
         where = f"{xlabels[column - 1]} %{{x:.3g}}<br>{ylabels[column - 1]} %{{y:.3g}}"
         figure.add_scatter(
-            x=across, y=up, mode="markers+text", text=list(labels), textposition="top center",
-            marker={"color": COLOURS[0], "size": 10}, textfont={"color": INK},
-            hovertemplate=f"%{{text}}<br>{where}<extra></extra>", row=1, col=column,
+            x=across,
+            y=up,
+            mode="markers+text",
+            text=list(labels),
+            textposition="top center",
+            marker={"color": COLOURS[0], "size": 10},
+            textfont={"color": INK},
+            hovertemplate=f"%{{text}}<br>{where}<extra></extra>",
+            row=1,
+            col=column,
         )
         margin = 0.2 * (max(across) - min(across))  # room for the labels
-        figure.update_xaxes(title=xlabels[column - 1], range=[min(across) - margin, max(across) + margin],
-                            row=1, col=column)
-        figure.update_yaxes(title=ylabels[column - 1], scaleanchor="x" if column == 1 else f"x{column}",
-                            row=1, col=column)
+        figure.update_xaxes(
+            title=xlabels[column - 1], range=[min(across) - margin, max(across) + margin], row=1, col=column
+        )
+        figure.update_yaxes(
+            title=ylabels[column - 1], scaleanchor="x" if column == 1 else f"x{column}", row=1, col=column
+        )
     figure.update_layout(showlegend=False, title=title, height=480)
     show(figure, alt)
 
 
-def bars(series: Mapping[str, Any], *, x: Sequence[str], title: str, xlabel: str, ylabel: str, alt: str,
-         horizontal: Mapping[str, float] | None = None) -> None:
+def bars(
+    series: Mapping[str, Any],
+    *,
+    x: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    horizontal: Mapping[str, float] | None = None,
+) -> None:
     """Bars over the named places `x`, side by side where there are several series."""
     figure = go.Figure()
     for number, (name, values) in enumerate(series.items()):
         figure.add_bar(
-            x=[str(place) for place in x], y=_plain(values), name=name, marker_color=_cycle(COLOURS, number),
+            x=[str(place) for place in x],
+            y=_plain(values),
+            name=name,
+            marker_color=_cycle(COLOURS, number),
             marker_pattern_shape=_cycle(("", "/", ".", "x"), number),
             hovertemplate=f"{name}<br>%{{x}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
         )
     for name, height in (horizontal or {}).items():
-        figure.add_hline(y=float(height), line={"color": INK, "dash": "dot", "width": 1.5}, annotation_text=name,
-                         annotation_font_color=INK)
+        figure.add_hline(
+            y=float(height),
+            line={"color": INK, "dash": "dot", "width": 1.5},
+            annotation_text=name,
+            annotation_font_color=INK,
+        )
     figure.update_layout(showlegend=len(series) > 1, barmode="group")
     figure.update_xaxes(type="category")
     show(_labelled(figure, title, xlabel, ylabel), alt)
 
 
-def heatmap(values: Any, *, title: str, xlabel: str, ylabel: str, colorlabel: str, alt: str,
-            x: Sequence[str] | None = None, y: Sequence[str] | None = None, text: Any = None) -> None:
+def heatmap(
+    values: Any,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    colorlabel: str,
+    alt: str,
+    x: Sequence[str] | None = None,
+    y: Sequence[str] | None = None,
+    text: Any = None,
+) -> None:
     """A matrix [rows, columns], the first row on top; NaN stays blank.
 
     Args:
@@ -139,17 +232,23 @@ def heatmap(values: Any, *, title: str, xlabel: str, ylabel: str, colorlabel: st
     rows = _plain(values)
     x = [str(name) for name in (range(len(rows[0])) if x is None else x)]
     y = [str(name) for name in (range(len(rows)) if y is None else y)]
-    known = [value for row in rows for value in row if value == value]
+    known = [value for row in rows for value in row if value is not None]
     largest = max(map(abs, known), default=1.0)
     is_signed = min(known, default=0.0) < 0
     places = {"tickvals": list(range(len(x))), "ticktext": x}, {"tickvals": list(range(len(y))), "ticktext": y}
     figure = go.Figure()
     figure.add_heatmap(
-        z=rows, customdata=[[f"{xlabel} {column}<br>{ylabel} {row}" for column in x] for row in y],
-        text=text, texttemplate="%{text}" if text is not None else None, textfont={"color": INK},
+        z=rows,
+        customdata=[[f"{xlabel} {column}<br>{ylabel} {row}" for column in x] for row in y],
+        text=text,
+        texttemplate="%{text}" if text is not None else None,
+        textfont={"color": INK},
         colorscale=BOTH_WAYS if is_signed else ONE_WAY,
-        zmin=-largest if is_signed else None, zmax=largest if is_signed else None,
-        colorbar={"title": {"text": colorlabel, "side": "right"}, "outlinewidth": 0}, xgap=1, ygap=1,
+        zmin=-largest if is_signed else None,
+        zmax=largest if is_signed else None,
+        colorbar={"title": {"text": colorlabel, "side": "right"}, "outlinewidth": 0},
+        xgap=1,
+        ygap=1,
         hovertemplate=f"%{{customdata}}<br>{colorlabel} %{{z:.4g}}<extra></extra>",
     )
     # Names may repeat (tokens do), so places are numbers that carry names.
@@ -169,9 +268,15 @@ def show(figure: go.Figure, alt: str) -> None:
     _demand_labels(figure, alt)
     title = figure.layout.title.text
     figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": INK, "size": 13},
-        margin={"l": 60, "r": 20, "t": 60, "b": 50}, meta={"alt": alt}, template="none", hovermode="closest",
-        title={"x": 0.02, "xanchor": "left"}, legend={"orientation": "h", "y": -0.2},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 13},
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        meta={"alt": alt},
+        template="none",
+        hovermode="closest",
+        title={"x": 0.02, "xanchor": "left"},
+        legend={"orientation": "h", "y": -0.2},
     )
     if figure.layout.height is None:
         figure.update_layout(height=420)
@@ -198,18 +303,15 @@ def _labelled(figure: go.Figure, title: str, xlabel: str, ylabel: str) -> go.Fig
     return figure.update_layout(title=title).update_xaxes(title=xlabel).update_yaxes(title=ylabel)
 
 
-def _plain(values: Any) -> list:
-    """Tensors and arrays as (nested) lists, which every version of plotly.js reads."""
+def _plain(values: Any) -> Any:
+    """Tensors and arrays as (nested) lists of numbers; what is not finite becomes None, which plotly leaves blank."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-    return values.tolist() if hasattr(values, "tolist") else [_number(value) for value in values]
-
-
-def _number(value: Any) -> Any:
-    """A single number, or a row of them, free of tensors."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    return value.tolist() if hasattr(value, "tolist") else value
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    return values if isinstance(values, int | str) or values is None else [_plain(value) for value in values]
 
 
 def _cycle(choices: Sequence[str], number: int) -> str:

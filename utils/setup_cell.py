@@ -44,7 +44,7 @@ NOT_FOR_A_SESSION = {
 }
 _NETWORK_TROUBLE = re.compile(
     "NewConnectionError|NameResolutionError|Name or service not known|failure in name resolution|Network is unreachable"
-    "|Connection refused|ConnectTimeout|timed out|ProxyError|No route to host"
+    "|Connection refused|ConnectTimeout|timed out|ProxyError|No route to host|from versions: none"
 )
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+_-]*")
 
@@ -106,7 +106,7 @@ def install(missing: dict[str, str], platform: str) -> str:
     before = Environment.now()
     wanted = [f"{name}=={pin}" for name, pin in missing.items()]
     failed = _pip_install(wanted, before.constraints())
-    if failed and not _NETWORK_TROUBLE.search(failed):
+    if failed and not _is_network_trouble(failed):
         print(
             "They do not fit to everything that is installed; trying again with only torch and its like kept fixed.",
             flush=True,
@@ -199,8 +199,13 @@ def _pip_install(wanted: list[str], constraints: str) -> str:
     return (done.stdout + done.stderr or f"pip ended with status {done.returncode}") if done.returncode else ""
 
 
+def _is_network_trouble(said: str) -> bool:
+    # pip finds "no versions" of a package where the index is out of reach, and where all want another Python.
+    return bool(_NETWORK_TROUBLE.search(said)) and "different python version" not in said
+
+
 def _what_to_do(failed: str, names: str, platform: str) -> str:
-    if _NETWORK_TROUBLE.search(failed):
+    if _is_network_trouble(failed):
         where = (
             "Kaggle: Settings > Internet > on (it needs a verified phone number)"
             if platform == "Kaggle"

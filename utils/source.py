@@ -164,7 +164,8 @@ class _Extraction:
             if used in self.setters or used not in statement.sets_later:
                 self._want(used, before=None)
         for mentioned in sorted(statement.mentions & set(self.setters)):
-            if self._may_keep(self.setters[mentioned][-1]):
+            position = self.setters[mentioned][-1]
+            if self._may_keep(position) and not _is_for_readers(self.statements[position].node):
                 self._want(mentioned, before=None)
 
     def _take_additions(self, defined: int, name: str) -> None:
@@ -313,6 +314,10 @@ def _import_lines(node: ast.stmt, wanted: set[str]) -> list[str]:
 
 def _is_main_guard(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def _is_for_readers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def _completed_names(node: ast.stmt) -> set[str]:

@@ -52,13 +52,6 @@ def folder(tmp_path_factory):
             (folder / room).symlink_to(ROOT / room)
     (folder / "chapters").mkdir()
     shutil.copy(CHAPTERS / "03_sparse_tensor.ipynb", folder / "chapters")
-    filled = folder / "chapters" / "01_filled.ipynb"
-    reference = ROOT / "solutions" / "ch01_days_of_the_week.py"
-    subprocess.run(
-        [sys.executable, "-m", "course", "fill", "01", "--with", str(reference), "-o", str(filled)],
-        check=True,
-        cwd=ROOT,
-    )
     return folder
 
 
@@ -130,13 +123,15 @@ def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
     page.set_default_timeout(180_000)
     yield page
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "last.png")  # what was there when a test failed
     page.close()
 
 
 def open_notebook(page, lab, name):
     page.goto(f"{lab}/tree/chapters/{name}?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
 
 
 def run_all(page):
@@ -179,7 +174,11 @@ def test_a_red_check_turns_green(page, lab, theme):
     screenshot(page, passed, f"03_green_{theme.lower()}")
 
 
-def test_figures_of_chapter_01_render(page, lab, theme):
+def test_figures_of_chapter_01_render(page, lab, theme, folder):
+    reference = ROOT / "solutions" / "ch01_days_of_the_week.py"
+    filled = folder / "chapters" / "01_filled.ipynb"
+    command = [sys.executable, "-m", "course", "fill", "01", "--with", str(reference), "-o", str(filled)]
+    subprocess.run(command, check=True, cwd=ROOT)
     open_notebook(page, lab, "01_filled.ipynb")
     run_all(page)
     wait_until_run(page)

@@ -93,11 +93,12 @@ class _Session:
             return False
         return _implementation_of(item)._only in (None, check.exercise)
 
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        _implementation_of(item)._calls.clear()
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        implementation = _implementation_of(item)
-        implementation._calls.clear()
-        with implementation._backend.check("model" in item.fixturenames, _check_of(item).seconds):
+        with _implementation_of(item)._backend.check("model" in item.fixturenames, _check_of(item).seconds):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)

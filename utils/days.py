@@ -1,7 +1,7 @@
 """Words and prompts for chapter 01: two calendars, sentences that end in a day or a month, and a task about them.
 
-A template is a sentence with one `{}`, the place of the day or month. In these the sentence ends there, so that the last
-token is the word itself.
+A template is a sentence with one `{}`, the place of the day or month. In these the sentence ends there, so that the
+last token is the word itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,18 @@ from collections.abc import Sequence
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 MONTHS = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 )
 
 DAY_TEMPLATES = (

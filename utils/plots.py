@@ -276,7 +276,7 @@ def show(figure: go.Figure, alt: str) -> None:
         template="none",
         hovermode="closest",
         title={"x": 0.02, "xanchor": "left"},
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "y": -0.25},
     )
     if figure.layout.height is None:
         figure.update_layout(height=420)

@@ -1,0 +1,190 @@
+"""Chapter 01: weekdays as directions, or as a circle."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+
+def last_token_resid(model: "SAETransformerBridge", prompt: str, hook_name: str) -> Float[Tensor, " d_model"]:
+    """The residual stream at the last token of a prompt.
+
+    Args:
+        model: the language model.
+        prompt: any text. It is read with the model's first special token in front, as ``to_tokens`` gives it.
+        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``; also
+            ``hook_resid_mid`` or ``hook_resid_post``, at any layer.
+
+    Returns:
+        The activation at that hook, without gradient, in the model's units.
+
+    No block after the hook's own runs, no other activation is kept, and no hook stays on the model.
+    """
+    # BEGIN SOLUTION
+    kept = []
+
+    def keep(resid, hook):
+        kept.append(resid[0, -1].clone())
+
+    layer = int(hook_name.split(".")[1])
+    with torch.no_grad():
+        model.run_with_hooks(model.to_tokens(prompt), fwd_hooks=[(hook_name, keep)], stop_at_layer=layer + 1)
+    return kept[0]
+    # END SOLUTION
+
+
+def class_means(
+    model: "SAETransformerBridge", classes: Sequence[str], templates: Sequence[str], hook_name: str
+) -> Float[Tensor, "n_class d_model"]:
+    """The mean residual stream at the last token over all templates, a row per class in the order given.
+
+    Args:
+        model: the language model.
+        classes: words such as ``"Monday"``; they may be tokens of different number.
+        templates: sentences with one ``{}`` each, where the class goes. The last token is that of the whole prompt.
+        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``.
+
+    Prompts run in batches, the model stops at the hook's block, and each row is what one-by-one reading would give:
+    padding leaves no trace (relative difference below 1e-4).
+    """
+    # BEGIN SOLUTION
+    prompts = [template.replace("{}", word) for word in classes for template in templates]
+    # Right padding: real tokens never look to their right, so they can not see it.
+    tokens = model.to_tokens(prompts, padding_side="right")
+    # Lengths come from each prompt alone: the padding token may be a token that prompts contain.
+    last = torch.tensor([model.to_tokens(prompt).shape[1] - 1 for prompt in prompts], device=tokens.device)
+    kept = []
+
+    def keep(resid, hook):
+        kept.append(resid[torch.arange(len(prompts), device=resid.device), last])
+
+    layer = int(hook_name.split(".")[1])
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer + 1)
+    return kept[0].unflatten(0, (len(classes), len(templates))).mean(dim=1)
+    # END SOLUTION
+
+
+def pca(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, "k d"], Float[Tensor, " k"]]:
+    """Principal components of the rows of ``x``, by singular value decomposition of the centred rows.
+
+    Args:
+        x: one row per data point, not centred.
+        k: how many components, at most ``min(n, d)``.
+
+    Returns:
+        ``coords``: the centred rows in the components' coordinates, in the units of ``x``.
+        ``components``: orthonormal rows, most variance first; of each, the entry of largest magnitude is positive.
+        ``explained_variance_ratio``: each component's share of the *total* variance (zeros if all rows are equal).
+
+    Raises:
+        ValueError: if ``k`` is larger than ``min(n, d)``: there are no more components.
+    """
+    # BEGIN SOLUTION
+    if not 0 < k <= min(x.shape):
+        raise ValueError(f"{tuple(x.shape)} rows and columns have {min(x.shape)} components, so k can not be {k}")
+    centred = x - x.mean(dim=0)
+    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    components = components[:k]
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    components = components * largest.sign()
+    coords = centred @ components.T
+    variance = singular.square()
+    ratio = variance[:k] / variance.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return coords, components, ratio
+    # END SOLUTION
+
+
+def calendar_order_score(coords: Float[Tensor, "n 2"]) -> float:
+    """How far points in the plane follow the calendar around their centroid.
+
+    Row ``i`` is the point of class ``i`` of ``n``, in calendar order; the last is followed by the first. Sort the
+    points by their angle around the centroid of all points: the score is the share of the ``n`` calendar neighbours
+    that are neighbours in that circular order too. It is 1 for the calendar order, started anywhere and run either way.
+    """
+    # BEGIN SOLUTION
+    n = len(coords)
+    across, up = (coords - coords.mean(dim=0)).unbind(dim=1)
+    around = torch.atan2(up, across).argsort().tolist()
+    place = {point: position for position, point in enumerate(around)}
+    steps = [(place[(point + 1) % n] - place[point]) % n for point in range(n)]
+    return sum(step in (1, n - 1) for step in steps) / n
+    # END SOLUTION
+
+
+def calendar_order_p_value(coords: Float[Tensor, "n 2"]) -> float:
+    """How probable so good an order is by chance, if the score is 1; else 1.
+
+    Chance means that every circular order of the ``n`` points is as probable as any other. Orders that differ by a
+    rotation or a reflection are the same, so there are ``(n - 1)! / 2``, and one of them is the calendar's.
+    """
+    # BEGIN SOLUTION
+    return 2 / math.factorial(len(coords) - 1) if calendar_order_score(coords) == 1 else 1.0
+    # END SOLUTION
+
+
+def rotate_in_plane(
+    x: Float[Tensor, "n d"], plane: Float[Tensor, "2 d"], centre: Float[Tensor, " d"], angle: float
+) -> Float[Tensor, "n d"]:
+    """Turn the rows of ``x`` about ``centre`` inside a plane; what lies outside the plane stays.
+
+    Args:
+        plane: two orthonormal rows. A positive angle turns from the first towards the second.
+        centre: the point that does not move.
+        angle: in radians.
+    """
+    # BEGIN SOLUTION
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]).to(x)
+    flat = (x - centre) @ plane.T
+    return x + (flat @ turn - flat) @ plane
+    # END SOLUTION
+
+
+def patch_subspace(
+    x: Float[Tensor, "n d"], target: Float[Tensor, "n d"], components: Float[Tensor, "k d"]
+) -> Float[Tensor, "n d"]:
+    """Give the rows of ``x`` the coordinates of ``target`` inside a subspace; outside, ``x`` stays as it is.
+
+    ``components`` are orthonormal rows that span the subspace. The idea of exchanging activations in a subspace is that
+    of distributed alignment search (Geiger et al., 2024, arXiv 2303.02536).
+    """
+    # BEGIN SOLUTION
+    return x + (target - x) @ components.T @ components
+    # END SOLUTION
+
+
+def next_tokens_after_patch(
+    model: "SAETransformerBridge",
+    tokens: Int[Tensor, "n seq"],
+    hook_name: str,
+    position: int,
+    replacement: Float[Tensor, "n d_model"],
+) -> Int[Tensor, " n"]:
+    """The most probable next token of each prompt when the residual stream at one position is replaced.
+
+    Args:
+        tokens: prompts of equal length, first special token included.
+        hook_name: where in the model, for instance ``blocks.9.hook_resid_pre``.
+        position: which token; negative numbers count from the end.
+        replacement: the new activation at that position, a row per prompt. All other positions stay as they are.
+
+    Returns:
+        The id of the token with the largest logit after the *last* token. No hook stays on the model.
+    """
+
+    # BEGIN SOLUTION
+    def replace(resid, hook):
+        patched = resid.clone()
+        patched[:, position] = replacement
+        return patched
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])
+    return logits[:, -1].argmax(dim=-1)
+    # END SOLUTION

@@ -1,0 +1,600 @@
+"""Other ways of writing chapter 01: right ones that must pass, wrong ones that must be caught."""
+
+import contextlib
+import itertools
+import math
+from collections import defaultdict
+
+import torch
+
+from solutions.ch01_days_of_the_week import calendar_order_score as reference_score
+from utils.variants import right, wrong
+
+
+def _layer(hook_name):
+    return int(hook_name.split(".")[1])
+
+
+def _read(model, tokens, hook_name, **options):
+    """The whole activation [batch, seq, d_model] at a hook."""
+    kept = []
+    with torch.no_grad():
+        model.run_with_hooks(
+            tokens,
+            fwd_hooks=[(hook_name, lambda x, hook: kept.append(x.clone()))],
+            stop_at_layer=_layer(hook_name) + 1,
+            **options,
+        )
+    return kept[0]
+
+
+def _fill(classes, templates):
+    return [template.format(word) for word in classes for template in templates]
+
+
+# last_token_resid
+
+
+@right("last_token_resid")
+def with_a_filtered_cache(model, prompt, hook_name):
+    _, cache = model.run_with_cache(prompt, names_filter=hook_name, stop_at_layer=_layer(hook_name) + 1)
+    return cache[hook_name][0, -1]
+
+
+class _Enough(Exception):
+    pass
+
+
+@right("last_token_resid")
+def jumping_out(model, prompt, hook_name):
+    kept = []
+
+    def keep(resid, hook):
+        kept.append(resid[:, -1].clone())
+        raise _Enough
+
+    with contextlib.suppress(_Enough):
+        model.run_with_hooks(model.to_tokens(prompt), fwd_hooks=[(hook_name, keep)])
+    return kept[0].squeeze(0)
+
+
+@wrong("last_token_resid", mistake="the first token", hint="attention sink")
+def first_token(model, prompt, hook_name):
+    return _read(model, model.to_tokens(prompt), hook_name)[0, 0]
+
+
+@wrong("last_token_resid", mistake="no special token in front", hint="special token")
+def without_special_token(model, prompt, hook_name):
+    return _read(model, model.to_tokens(prompt, prepend_bos=False), hook_name)[0, -1]
+
+
+@wrong("last_token_resid", mistake="batch axis left", hint="batch")
+def with_batch_axis(model, prompt, hook_name):
+    return _read(model, model.to_tokens(prompt), hook_name)[:, -1]
+
+
+@wrong("last_token_resid", mistake="whole model runs", hint="stop_at_layer")
+def never_stopping(model, prompt, hook_name):
+    kept = []
+    with torch.no_grad():
+        model.run_with_hooks(
+            model.to_tokens(prompt), fwd_hooks=[(hook_name, lambda x, hook: kept.append(x[0, -1].clone()))]
+        )
+    return kept[0]
+
+
+@wrong("last_token_resid", mistake="stopped one block too early", hint="stop_at_layer=L + 1")
+def stopped_too_early(model, prompt, hook_name):
+    with torch.no_grad():
+        return model(model.to_tokens(prompt), stop_at_layer=_layer(hook_name))[0, -1]
+
+
+@wrong("last_token_resid", mistake="the stream after the block", hint="after the block")
+def one_layer_late(model, prompt, hook_name):
+    return _read(model, model.to_tokens(prompt), f"blocks.{_layer(hook_name)}.hook_resid_post")[0, -1]
+
+
+@wrong("last_token_resid", mistake="a hook stays on the model", hint="add_hook")
+def leaving_a_hook(model, prompt, hook_name):
+    kept = []
+    model.add_hook(hook_name, lambda x, hook: kept.append(x[0, -1].clone()))
+    with torch.no_grad():
+        model(model.to_tokens(prompt), stop_at_layer=_layer(hook_name) + 1)
+    return kept[0]
+
+
+@wrong("last_token_resid", mistake="everything cached", hint="names_filter")
+def caching_everything(model, prompt, hook_name):
+    with torch.no_grad():
+        _, cache = model.run_with_cache(prompt, stop_at_layer=_layer(hook_name) + 1)
+    return cache[hook_name][0, -1]
+
+
+@wrong("last_token_resid", mistake="mean over tokens", hint="mean over all tokens")
+def mean_token(model, prompt, hook_name):
+    return _read(model, model.to_tokens(prompt), hook_name)[0].mean(dim=0)
+
+
+# class_means
+
+
+@right("class_means")
+def by_equal_length(model, classes, templates, hook_name):
+    """No padding at all: prompts of the same length share a batch."""
+    batches = defaultdict(list)
+    for place, prompt in enumerate(_fill(classes, templates)):
+        batches[model.to_tokens(prompt).shape[1]].append((place, prompt))
+    vectors = {}
+    for members in batches.values():
+        tokens = torch.cat([model.to_tokens(prompt) for _, prompt in members])
+        for (place, _), vector in zip(members, _read(model, tokens, hook_name)[:, -1], strict=True):
+            vectors[place] = vector
+    return torch.stack([vectors[place] for place in sorted(vectors)]).view(len(classes), len(templates), -1).mean(dim=1)
+
+
+@right("class_means")
+def padded_left_with_mask(model, classes, templates, hook_name):
+    prompts = _fill(classes, templates)
+    tokens = model.to_tokens(prompts, padding_side="left")
+    lengths = torch.tensor([model.to_tokens(prompt).shape[1] for prompt in prompts])
+    mask = (torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]).long()
+    last = _read(model, tokens, hook_name, attention_mask=mask)[:, -1]
+    return torch.stack([rows.mean(dim=0) for rows in last.split(len(templates))])
+
+
+@right("class_means")
+def class_by_class(model, classes, templates, hook_name):
+    """A batch per class; a list of prompts padded on the left gets its mask from the bridge."""
+    rows = [
+        _read(model, _fill([word], templates), hook_name, padding_side="left")[:, -1].mean(dim=0) for word in classes
+    ]
+    return torch.stack(rows)
+
+
+@wrong("class_means", mistake="reads padding", hint="last *column*")
+def reading_the_last_column(model, classes, templates, hook_name):
+    last = _read(model, model.to_tokens(_fill(classes, templates), padding_side="right"), hook_name)[:, -1]
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+
+
+@wrong("class_means", mistake="looks at padding", hint="padded on the left")
+def padded_left_without_mask(model, classes, templates, hook_name):
+    last = _read(model, model.to_tokens(_fill(classes, templates), padding_side="left"), hook_name)[:, -1]
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+
+
+def _ends(model, prompts):
+    return torch.tensor([model.to_tokens(prompt).shape[1] - 1 for prompt in prompts])
+
+
+def _last_vectors(model, prompts, hook_name):
+    resid = _read(model, model.to_tokens(prompts, padding_side="right"), hook_name)
+    return resid[torch.arange(len(prompts)), _ends(model, prompts)]
+
+
+@wrong("class_means", mistake="class and template mixed up", hint="outer loop")
+def mixed_up_axes(model, classes, templates, hook_name):
+    last = _last_vectors(model, _fill(classes, templates), hook_name)
+    return last.unflatten(0, (len(templates), len(classes))).mean(dim=0)
+
+
+@wrong("class_means", mistake="one pass for each prompt", hint="one pass for each prompt")
+def one_by_one(model, classes, templates, hook_name):
+    rows = [
+        torch.stack([_last_vectors(model, [prompt], hook_name)[0] for prompt in _fill([word], templates)])
+        for word in classes
+    ]
+    return torch.stack(rows).mean(dim=1)
+
+
+@wrong("class_means", mistake="mean of all classes subtracted", hint="mean of all classes was subtracted")
+def centred_already(model, classes, templates, hook_name):
+    means = (
+        _last_vectors(model, _fill(classes, templates), hook_name)
+        .unflatten(0, (len(classes), len(templates)))
+        .mean(dim=1)
+    )
+    return means - means.mean(dim=0)
+
+
+@wrong("class_means", mistake="classes sorted", hint="order in which the classes are given")
+def sorted_classes(model, classes, templates, hook_name):
+    last = _last_vectors(model, _fill(sorted(classes), templates), hook_name)
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)[[1, 0, 2]]
+
+
+@wrong("class_means", mistake="whole model runs", hint="stop_at_layer")
+def means_never_stopping(model, classes, templates, hook_name):
+    prompts, kept = _fill(classes, templates), []
+    tokens = model.to_tokens(prompts, padding_side="right")
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_name, lambda x, hook: kept.append(x.clone()))])
+    last = kept[0][torch.arange(len(prompts)), _ends(model, prompts)]
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+
+
+# pca
+
+
+def _svd(x, k, centre=True):
+    centred = x - x.mean(dim=0) if centre else x
+    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    return centred, singular, (components * largest.sign())[:k]
+
+
+@right("pca")
+def pca_by_eigh(x, k):
+    """From the covariance matrix, in double precision."""
+    centred = (x - x.mean(dim=0)).double()
+    variances, vectors = torch.linalg.eigh(centred.T @ centred)
+    components = vectors.flip(1)[:, :k].T
+    components = components * torch.stack([row[row.abs().argmax()].sign() for row in components])[:, None]
+    return (centred @ components.T).float(), components.float(), (variances.flip(0)[:k] / variances.sum()).float()
+
+
+@right("pca")
+def pca_from_left_vectors(x, k):
+    centred = x - x.mean(dim=0, keepdim=True)
+    left, singular, right_vectors = torch.linalg.svd(centred, full_matrices=False)
+    where = right_vectors.abs().max(dim=1).indices
+    signs = torch.where(right_vectors[torch.arange(len(where)), where] < 0, -1.0, 1.0)
+    ratio = centred.norm().square().reciprocal() * singular.square()
+    return (left * singular * signs)[:, :k], (right_vectors * signs[:, None])[:k], ratio[:k]
+
+
+@wrong("pca", mistake="not centred", hint="centre")
+def pca_uncentred(x, k):
+    rows, singular, components = _svd(x, k, centre=False)
+    return rows @ components.T, components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="coordinates of the uncentred rows", hint="subtract the mean row")
+def pca_coords_uncentred(x, k):
+    _, singular, components = _svd(x, k)
+    return x @ components.T, components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="ratio of the kept variance", hint="total")
+def pca_ratio_of_kept(x, k):
+    centred, singular, components = _svd(x, k)
+    return centred @ components.T, components, singular[:k].square() / singular[:k].square().sum()
+
+
+@wrong("pca", mistake="singular values not squared", hint="square")
+def pca_not_squared(x, k):
+    centred, singular, components = _svd(x, k)
+    return centred @ components.T, components, singular[:k] / singular.sum()
+
+
+@wrong("pca", mistake="signs left to the library", hint="magnitude")
+def pca_any_sign(x, k):
+    centred = x - x.mean(dim=0)
+    left, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    return (left * singular)[:, :k], components[:k], singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="largest entry instead of largest magnitude", hint="magnitude")
+def pca_sign_by_first_entry(x, k):
+    centred, singular, components = _svd(x, k)
+    components = components * components[:, :1].sign()
+    return centred @ components.T, components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="components flipped, coordinates not", hint="flipped")
+def pca_coords_not_flipped(x, k):
+    centred = x - x.mean(dim=0)
+    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    _, _, components = _svd(x, k)
+    return (left * singular)[:, :k], components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="coordinates without scale", hint="units of `x`")
+def pca_whitened(x, k):
+    centred, singular, components = _svd(x, k)
+    return centred @ components.T / singular[:k], components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="components as columns", hint="transposed")
+def pca_transposed(x, k):
+    centred, singular, components = _svd(x, k)
+    return centred @ components.T, components.T, singular[:k].square() / singular.square().sum()
+
+
+# calendar_order_score
+
+
+@right("calendar_order_score")
+def score_by_pairs(coords):
+    """Two points are neighbours if all others lie on one side, going round."""
+    points = [complex(*row) for row in (coords - coords.mean(0)).tolist()]
+    order = sorted(range(len(points)), key=lambda i: math.atan2(points[i].imag, points[i].real))
+    beside = {frozenset(pair) for pair in itertools.pairwise([*order, order[0]])}
+    return sum({i, (i + 1) % len(order)} in beside for i in range(len(order))) / len(order)
+
+
+@right("calendar_order_score")
+def score_by_tensors(coords):
+    centred = coords - coords.mean(dim=0, keepdim=True)
+    place = torch.angle(torch.complex(centred[:, 0], centred[:, 1])).argsort().argsort()
+    steps = (place.roll(-1) - place) % len(coords)
+    return ((steps == 1) | (steps == len(coords) - 1)).double().mean().item()
+
+
+def _places(coords, centre=True):
+    x, y = (coords - coords.mean(dim=0) if centre else coords).unbind(dim=1)
+    return torch.atan2(y, x).argsort().argsort().tolist()
+
+
+@wrong("calendar_order_score", mistake="ring not closed in the sorted order", hint="modulo n")
+def score_open_order(coords):
+    place = _places(coords)
+    n = len(place)
+    return sum(abs(place[(i + 1) % n] - place[i]) == 1 for i in range(n)) / n
+
+
+@wrong("calendar_order_score", mistake="Sunday and Monday are no pair", hint="Sunday and Monday")
+def score_open_calendar(coords):
+    place = _places(coords)
+    n = len(place)
+    return sum((place[i + 1] - place[i]) % n in (1, n - 1) for i in range(n - 1)) / (n - 1)
+
+
+@wrong("calendar_order_score", mistake="one direction only", hint="counter-clockwise")
+def score_one_way(coords):
+    place = _places(coords)
+    n = len(place)
+    return sum((place[(i + 1) % n] - place[i]) % n == 1 for i in range(n)) / n
+
+
+@wrong("calendar_order_score", mistake="angles around the origin", hint="centroid")
+def score_around_origin(coords):
+    place = _places(coords, centre=False)
+    n = len(place)
+    return sum((place[(i + 1) % n] - place[i]) % n in (1, n - 1) for i in range(n)) / n
+
+
+@wrong("calendar_order_score", mistake="nearest neighbours instead of angular order", hint="angles")
+def score_by_distance(coords):
+    apart = torch.cdist(coords, coords).fill_diagonal_(math.inf)
+    nearest = apart.topk(2, largest=False).indices.tolist()
+    n = len(coords)
+    return sum((i + 1) % n in nearest[i] for i in range(n)) / n
+
+
+@wrong("calendar_order_score", mistake="seven, whatever the number of rows", hint="number of rows")
+def score_of_seven(coords):
+    place = _places(coords)
+    return sum((place[(i + 1) % 7] - place[i]) % 7 in (1, 6) for i in range(7)) / 7 if len(place) >= 7 else 0.0
+
+
+# calendar_order_p_value
+
+
+@right("calendar_order_p_value")
+def p_by_counting(coords):
+    orders = 1
+    for seats in range(3, len(coords)):
+        orders *= seats
+    return 1 / orders if reference_score(coords) > 1 - 1e-9 else 1.0
+
+
+@wrong("calendar_order_p_value", mistake="reflections counted as different", hint="mirrored")
+def p_one_way(coords):
+    return 1 / math.factorial(len(coords) - 1) if reference_score(coords) == 1 else 1.0
+
+
+@wrong("calendar_order_p_value", mistake="orders in a row", hint="rotated")
+def p_in_a_row(coords):
+    return 1 / math.factorial(len(coords)) if reference_score(coords) == 1 else 1.0
+
+
+@wrong("calendar_order_p_value", mistake="always seven", hint="circular order")
+def p_of_seven(coords):
+    return 1 / 360 if reference_score(coords) == 1 else 1.0
+
+
+@wrong("calendar_order_p_value", mistake="one minus the score", hint="circular orders")
+def p_from_score(coords):
+    return 1 - reference_score(coords)
+
+
+@wrong("calendar_order_p_value", mistake="does not look at the points", hint="calendar_order_score")
+def p_without_looking(coords):
+    return 2 / math.factorial(len(coords) - 1)
+
+
+@wrong("calendar_order_p_value", mistake="zero below the full order", hint="below 1")
+def p_zero_else(coords):
+    return 2 / math.factorial(len(coords) - 1) if reference_score(coords) == 1 else 0.0
+
+
+# rotate_in_plane
+
+
+@right("rotate_in_plane")
+def rotate_by_matrix(x, plane, centre, angle):
+    first, second = plane
+    swap = torch.outer(first, second) - torch.outer(second, first)
+    keep = torch.eye(x.shape[1]) + (math.cos(angle) - 1) * plane.T @ plane
+    return (x - centre) @ (keep + math.sin(angle) * swap) + centre
+
+
+@right("rotate_in_plane")
+def rotate_as_complex(x, plane, centre, angle):
+    flat = (x - centre) @ plane.T
+    turned = torch.view_as_real(torch.view_as_complex(flat.contiguous()) * complex(math.cos(angle), math.sin(angle)))
+    return x - flat @ plane + turned @ plane
+
+
+def _turn(angle):
+    return torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+@wrong("rotate_in_plane", mistake="the part outside the plane is lost", hint="outside the plane")
+def rotate_losing_the_rest(x, plane, centre, angle):
+    return (x - centre) @ plane.T @ _turn(angle) @ plane + centre
+
+
+@wrong("rotate_in_plane", mistake="turns the other way", hint="other way")
+def rotate_backwards(x, plane, centre, angle):
+    flat = (x - centre) @ plane.T
+    return x + (flat @ _turn(-angle) - flat) @ plane
+
+
+@wrong("rotate_in_plane", mistake="about the origin", hint="about `centre`")
+def rotate_about_origin(x, plane, centre, angle):
+    flat = x @ plane.T
+    return x + (flat @ _turn(angle) - flat) @ plane
+
+
+@wrong("rotate_in_plane", mistake="takes degrees", hint="radians")
+def rotate_in_degrees(x, plane, centre, angle):
+    flat = (x - centre) @ plane.T
+    return x + (flat @ _turn(math.radians(angle)) - flat) @ plane
+
+
+@wrong("rotate_in_plane", mistake="unturned part not taken out", hint="taking the unturned part out")
+def rotate_adding(x, plane, centre, angle):
+    return x + (x - centre) @ plane.T @ _turn(angle) @ plane
+
+
+@wrong("rotate_in_plane", mistake="centre not added again", hint="add it again")
+def rotate_left_centred(x, plane, centre, angle):
+    flat = (x - centre) @ plane.T
+    return x - centre + (flat @ _turn(angle) - flat) @ plane
+
+
+# patch_subspace
+
+
+@right("patch_subspace")
+def patch_by_parts(x, target, components):
+    project = components.T @ components
+    return x - x @ project + target @ project
+
+
+@right("patch_subspace")
+def patch_by_loop(x, target, components):
+    out = x.clone()
+    for component in components:
+        out = out + torch.outer((target - x) @ component, component)
+    return out
+
+
+@wrong("patch_subspace", mistake="old part not taken out", hint="never taken out")
+def patch_adding(x, target, components):
+    return x + target @ components.T @ components
+
+
+@wrong("patch_subspace", mistake="everything exchanged", hint="everything was exchanged")
+def patch_everything(x, target, components):
+    return target.clone()
+
+
+@wrong("patch_subspace", mistake="the complement exchanged", hint="wrong part")
+def patch_complement(x, target, components):
+    return target + (x - target) @ components.T @ components
+
+
+@wrong("patch_subspace", mistake="only the subspace is left", hint="outside the subspace is gone")
+def patch_only_inside(x, target, components):
+    return target @ components.T @ components
+
+
+@wrong("patch_subspace", mistake="first coordinates instead of components", hint="projection of the difference")
+def patch_first_coordinates(x, target, components):
+    out = x.clone()
+    out[:, : len(components)] = target[:, : len(components)]
+    return out
+
+
+# next_tokens_after_patch
+
+
+def _patched_logits(model, tokens, hook_name, edit):
+    def replace(resid, hook):
+        resid = resid.clone()
+        edit(resid)
+        return resid
+
+    with torch.no_grad():
+        return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])
+
+
+@right("next_tokens_after_patch")
+def patch_with_mask(model, tokens, hook_name, position, replacement):
+    here = torch.zeros(tokens.shape[1], 1, dtype=torch.bool)
+    here[position] = True
+
+    def replace(resid, hook):
+        return torch.where(here, replacement[:, None], resid)
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])
+    return logits[:, -1].softmax(dim=-1).max(dim=-1).indices
+
+
+@right("next_tokens_after_patch")
+def patch_with_hooks_context(model, tokens, hook_name, position, replacement):
+    def replace(resid, hook):
+        resid = resid.clone()
+        resid[:, position, :] = replacement
+        return resid
+
+    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name, replace)]):
+        return model(tokens)[:, -1].topk(1).indices[:, 0]
+
+
+@wrong("next_tokens_after_patch", mistake="reads the prediction at the patched position", hint="*last* token")
+def reading_at_the_patch(model, tokens, hook_name, position, replacement):
+    def edit(resid):
+        resid[:, position] = replacement
+
+    return _patched_logits(model, tokens, hook_name, edit)[:, position].argmax(dim=-1)
+
+
+@wrong("next_tokens_after_patch", mistake="the hook returns nothing", hint="return")
+def patching_a_copy(model, tokens, hook_name, position, replacement):
+    def replace(resid, hook):
+        resid = resid.clone()
+        resid[:, position] = replacement
+
+    with torch.no_grad():
+        return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])[:, -1].argmax(dim=-1)
+
+
+@wrong("next_tokens_after_patch", mistake="patches every position", hint="only the named position")
+def patching_everywhere(model, tokens, hook_name, position, replacement):
+    def edit(resid):
+        resid[:] = replacement[:, None]
+
+    return _patched_logits(model, tokens, hook_name, edit)[:, -1].argmax(dim=-1)
+
+
+@wrong("next_tokens_after_patch", mistake="patches the last token", hint="position")
+def patching_the_last(model, tokens, hook_name, position, replacement):
+    def edit(resid):
+        resid[:, -1] = replacement
+
+    return _patched_logits(model, tokens, hook_name, edit)[:, -1].argmax(dim=-1)
+
+
+@wrong("next_tokens_after_patch", mistake="adds instead of replacing", hint="replacement")
+def patching_by_adding(model, tokens, hook_name, position, replacement):
+    def edit(resid):
+        resid[:, position] += replacement
+
+    return _patched_logits(model, tokens, hook_name, edit)[:, -1].argmax(dim=-1)
+
+
+@wrong("next_tokens_after_patch", mistake="a hook stays on the model", hint="add_hook")
+def patching_for_ever(model, tokens, hook_name, position, replacement):
+    def replace(resid, hook):
+        resid = resid.clone()
+        resid[:, position] = replacement
+        return resid
+
+    model.add_hook(hook_name, replace)
+    with torch.no_grad():
+        return model(tokens)[:, -1].argmax(dim=-1)

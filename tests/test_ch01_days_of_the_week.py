@@ -1,0 +1,1241 @@
+"""Checks of chapter 01. Activations are read with plain torch hooks on the model's modules, one prompt at a time; the
+geometry is judged by eigenvalues, invariants and counting."""
+
+import cmath
+import itertools
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from utils import expect
+from utils.exercises import Exercise
+
+LAST_TOKEN_RESID = Exercise(
+    "last_token_resid",
+    number="1.1",
+    title="One token, one layer",
+    difficulty=2,
+    importance=4,
+    minutes=15,
+    hints=(
+        "You need three things from the bridge: `model.to_tokens(prompt)`, which puts the first special token in "
+        "front; `model.run_with_hooks(tokens, fwd_hooks=[(hook_name, function)])`, which calls `function(activation, "
+        "hook)` when the model gets there; and its argument `stop_at_layer`.",
+        "`stop_at_layer=n` runs blocks 0 to n - 1 and stops on the doorstep of block n, before its hooks. The number "
+        "of the hook's block is in its name: `hook_name.split('.')[1]`. To see a hook of block 9, the model has to "
+        "enter block 9.",
+        "Make an empty list `kept`, and a hook function that does `kept.append(resid[0, -1].clone())` and returns "
+        "nothing (a hook that returns something replaces the activation). Run with `stop_at_layer=layer + 1`, under "
+        "`torch.no_grad()`, and return `kept[0]`.",
+    ),
+)
+
+CLASS_MEANS = Exercise(
+    "class_means",
+    number="1.2",
+    title="Seven means, few passes",
+    difficulty=3,
+    importance=5,
+    minutes=25,
+    hints=(
+        "Fill every class into every template, tokenise the whole list at once, run once with one hook, and average. "
+        "The work is in one question: in which column does each prompt end?",
+        'With `padding_side="right"` a causal model computes the real tokens exactly as if the padding were not '
+        "there: nobody looks to the right. What remains is to read each row at its own last token, which "
+        "`model.to_tokens(prompt).shape[1] - 1` gives, and not at column -1, which is padding.",
+        "In the hook: `resid[torch.arange(n_prompts), last]`, shape `[n_prompts, d_model]`. If the prompts were made "
+        "with the class in the outer loop and the template in the inner one, "
+        "`.unflatten(0, (n_class, n_templates)).mean(dim=1)` gives a row per class.",
+    ),
+)
+
+PCA = Exercise(
+    "pca",
+    number="1.3",
+    title="Principal components",
+    difficulty=2,
+    importance=5,
+    minutes=20,
+    hints=(
+        "Subtract the mean *row* first. Of the singular value decomposition `U, S, Vh = "
+        "torch.linalg.svd(centred, full_matrices=False)`, the rows of `Vh` are the components, and `S ** 2` is "
+        "proportional to the variance along each.",
+        "A component and its negative are equally good, and which one comes out depends on the library. Look at the "
+        "entry of largest magnitude of each row of `Vh`: if it is negative, flip the row (and with it the "
+        "coordinates).",
+        "`largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))`, then "
+        "`components * largest.sign()`. Coordinates: `centred @ components.T`, after the flip. Ratio: "
+        "`(S ** 2)[:k] / (S ** 2).sum()`, the sum over *all* singular values.",
+    ),
+)
+
+CALENDAR_ORDER_SCORE = Exercise(
+    "calendar_order_score",
+    number="1.4a",
+    title="Is it the calendar?",
+    difficulty=3,
+    importance=3,
+    minutes=20,
+    hints=(
+        "Move the centroid to the origin, take the angle of every point (`torch.atan2(y, x)`), and sort. That gives a "
+        "circular order of the classes. How many of the pairs Monday-Tuesday, ..., Sunday-Monday stand side by side in "
+        "it?",
+        "If `place[i]` is the position of point i in the sorted order, then points i and j are neighbours exactly when "
+        "`(place[j] - place[i]) % n` is 1 or n - 1. The `%` closes the circle.",
+        "`order = angles.argsort().tolist()`, `place = {point: position for position, point in enumerate(order)}`, "
+        "then count the i for which i and `(i + 1) % n` are neighbours, and divide by n.",
+    ),
+)
+
+CALENDAR_ORDER_P_VALUE = Exercise(
+    "calendar_order_p_value",
+    number="1.4b",
+    title="How lucky would that be?",
+    difficulty=1,
+    importance=4,
+    minutes=10,
+    hints=(
+        "n guests can sit in a row in n! ways. How many of these are the same when the table is round? And when, "
+        "besides, you may look at the table from below?",
+        "Rotations divide by n, reflections by 2: there are n! / (2 n) = (n - 1)! / 2 circular orders, of which one is "
+        "the calendar's.",
+        "`2 / math.factorial(n - 1)` if your score is 1, else `1.0`.",
+    ),
+)
+
+ROTATE_IN_PLANE = Exercise(
+    "rotate_in_plane",
+    number="1.9a",
+    title="Turn the dial",
+    difficulty=3,
+    importance=3,
+    minutes=15,
+    hints=(
+        "Split each row, seen from `centre`, into a part inside the plane and a part outside. Only the first one "
+        "turns.",
+        "`flat = (x - centre) @ plane.T` are the two coordinates in the plane. Turn these two numbers with a 2 x 2 "
+        "matrix. What has to be added to `x` is the *difference* between turned and unturned, carried back with `@ "
+        "plane`.",
+        "A row (a, b) becomes (a cos t - b sin t, a sin t + b cos t). With "
+        "`turn = torch.tensor([[cos, sin], [-sin, cos]])` that is `flat @ turn`, and the answer is "
+        "`x + (flat @ turn - flat) @ plane`.",
+    ),
+)
+
+PATCH_SUBSPACE = Exercise(
+    "patch_subspace",
+    number="1.9b",
+    title="Exchange a part",
+    difficulty=2,
+    importance=4,
+    minutes=10,
+    hints=(
+        "For orthonormal rows, `x @ components.T` are the coordinates of x in the subspace, and multiplying these by "
+        "`components` again gives the part of x that lies in it.",
+        "Take the part out of `x`, put the same part of `target` in. Projection is linear, so the two steps are one.",
+        "`x + (target - x) @ components.T @ components`",
+    ),
+)
+
+NEXT_TOKENS_AFTER_PATCH = Exercise(
+    "next_tokens_after_patch",
+    number="1.9c",
+    title="Ask the model",
+    difficulty=3,
+    importance=4,
+    minutes=20,
+    hints=(
+        "A hook function that returns a tensor replaces the activation with it. It gets all prompts at once: shape "
+        "`[n, seq, d_model]`.",
+        "Clone the activation, write `replacement` into `[:, position]`, return the clone. `run_with_hooks` without "
+        "`stop_at_layer` gives logits of shape `[n, seq, d_vocab]`.",
+        "`logits[:, -1].argmax(dim=-1)`: the last token predicts what comes next, wherever you patched.",
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def hooks_taken_off(request):
+    """What a wrong answer leaves on the model must not meet the next check."""
+    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
+    yield
+    if model is not None:
+        model.reset_hooks()
+
+
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+# How the checks read the model: torch hooks on its modules, whole prompts one at a time.
+
+
+def stream_at(model, tokens, hook_name):
+    """The residual stream [seq, d_model] of one prompt [1, seq] at `hook_name`; what was read once is remembered."""
+    return _read_stream(model, tuple(tokens[0].tolist()), hook_name).clone()
+
+
+@cache
+def _read_stream(model, ids, hook_name):
+    _, layer, point = hook_name.split(".")
+    block = model.blocks[int(layer)]
+    module = block.ln2 if point == "hook_resid_mid" else block
+    seen = []
+
+    def enters(_, args, kwargs):
+        seen.append((args or tuple(kwargs.values()))[0])
+
+    def leaves(_, args, out):
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    if point == "hook_resid_post":
+        handle = module.register_forward_hook(leaves)
+    else:
+        handle = module.register_forward_pre_hook(enters, with_kwargs=True)
+    with handle, torch.no_grad():
+        model(torch.tensor([ids]), stop_at_layer=min(int(layer) + 1, model.cfg.n_layers))
+    return seen[0][0].clone()
+
+
+@cache
+def next_tokens(model, prompts):
+    """What the model itself continues each prompt with, and what it predicts at the last token but one."""
+    with torch.no_grad():
+        logits = model(model.to_tokens(list(prompts)))
+    return logits[:, -1].argmax(dim=-1), logits[:, -2].argmax(dim=-1)
+
+
+def prompts_for(word, templates):
+    return [template.replace("{}", word) for template in templates]
+
+
+def means_at(model, classes, templates, hook_name, position=-1):
+    """Class means, prompt by prompt."""
+    rows = [
+        torch.stack(
+            [stream_at(model, model.to_tokens(prompt), hook_name)[position] for prompt in prompts_for(word, templates)]
+        )
+        for word in classes
+    ]
+    return torch.stack([row.mean(dim=0) for row in rows])
+
+
+def is_near(got, want, tolerance=1e-4):
+    """Whether two vectors or matrices agree, row by row, relative to the rows' norms."""
+    if not isinstance(got, torch.Tensor) or got.shape != want.shape:
+        return False
+    return bool(((got - want).norm(dim=-1) <= tolerance * want.norm(dim=-1)).all())
+
+
+def near(got, want, *, name, why, mistakes=(), dims=()):
+    """Demand rows equal to `want` to 1e-4 of their norm; `mistakes` pairs known wrong answers with their hints."""
+    if is_near(got, want):
+        return
+    for wrong, hint in mistakes:
+        if is_near(got, wrong):
+            raise expect.CheckFailed(
+                expected=f"{name} = {expect.describe(want)}", came_back=expect.describe(got), why=why, hint=hint
+            )
+    got = expect.shape(got, want.shape, name=name, dims=dims, why=why).detach().cpu()
+    apart = ((got - want).norm(dim=-1) / want.norm(dim=-1)).max().item()
+    expect.that(
+        is_near(got, want),
+        expected=f"{name} = {expect.describe(want)}, to 1e-4 of its norm",
+        came_back=f"{expect.describe(got)}, which is {apart:.2g} of its norm away",
+        why=why,
+    )
+
+
+# 1.1
+
+NO_SPECIAL = (
+    "This is the activation of the prompt *without* the first special token. `model.to_tokens(prompt)` puts it in "
+    "front; a tokenizer called directly, or `prepend_bos=False`, does not."
+)
+FIRST_TOKEN = (
+    "This is the activation at the *first* token, the attention sink of chapter 00. The last token is at position -1 "
+    "of the sequence axis: `resid[0, -1]`."
+)
+NEXT_POINT = (
+    "This is the stream after the block, not before it. `hook_resid_pre` of block L is what *enters* it; use the hook "
+    "name as it is given."
+)
+AVERAGED = "This is the mean over all tokens. Only the last one is asked for: `resid[0, -1]`."
+
+
+@LAST_TOKEN_RESID.check(
+    "the stream at the last token",
+    points=2,
+    hint="The activation at the hook has shape `[1, seq, d_model]`; `resid[0, -1]` is the vector of the last token.",
+)
+def test_last_token(impl, model):
+    prompt, hook_name = "The meeting is on Thursday", "blocks.4.hook_resid_pre"
+    tokens = model.to_tokens(prompt)
+    stream = stream_at(model, tokens, hook_name)
+    got = impl.last_token_resid(model, prompt, hook_name)
+    whole = "That is the whole sequence, or a batch of one. Pick the one vector: `resid[0, -1]`."
+    expect.shape(
+        got,
+        (model.cfg.d_model,),
+        dims=("d_model",),
+        hint=whole,
+        why="one vector for one prompt: neither a batch axis nor a sequence axis is left",
+    )
+    mistakes = [
+        (stream[0], FIRST_TOKEN),
+        (stream.mean(dim=0), AVERAGED),
+        (stream_at(model, tokens[:, 1:], hook_name)[-1], NO_SPECIAL),
+        (stream_at(model, tokens, "blocks.4.hook_resid_post")[-1], NEXT_POINT),
+    ]
+    near(
+        got,
+        stream[-1],
+        name="the stream at ' Thursday'",
+        mistakes=mistakes,
+        why="a run of the model with a torch hook on the module of block 4 sees this",
+    )
+
+
+@LAST_TOKEN_RESID.check(
+    "any point of the stream, the first and the last included",
+    points=1,
+    hint="`hook_resid_pre`, `hook_resid_mid` and `hook_resid_post` of every block must work, block 0 and block 29 "
+    "included. Pass the hook name on as it is, and let only `stop_at_layer` depend on the layer's number: a hook "
+    "of block L needs `stop_at_layer=L + 1`.",
+)
+def test_any_point(impl, model):
+    prompt = "See you on Monday"
+    tokens = model.to_tokens(prompt)
+    last = model.cfg.n_layers - 1
+    for point in ("0.hook_resid_pre", "2.hook_resid_mid", "3.hook_resid_post", f"{last}.hook_resid_post"):
+        want = stream_at(model, tokens, f"blocks.{point}")[-1]
+        near(
+            impl.last_token_resid(model, prompt, f"blocks.{point}"),
+            want,
+            name=f"the stream at blocks.{point}",
+            why="the hook's own point of the stream is asked for",
+        )
+
+
+@LAST_TOKEN_RESID.check(
+    "the model stops where the answer is known",
+    points=1,
+    hint="Pass `stop_at_layer`: blocks behind the hook, and the unembedding, can not change what the hook has seen. "
+    "The hook of block 3 needs `stop_at_layer=4`.",
+)
+def test_stops(impl, model):
+    with impl.watch(model) as seen:
+        impl.last_token_resid(model, "Today is Friday", "blocks.3.hook_resid_pre")
+    expect.that(
+        seen.passes == 1, expected="one forward pass", came_back=f"{seen.passes} passes", why="one prompt, one hook"
+    )
+    expect.that(
+        seen.blocks <= 4 and not seen.unembedded,
+        expected="at most blocks 0 to 3, and no logits",
+        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        why="the activation at block 3 does not depend on later blocks",
+    )
+
+
+@LAST_TOKEN_RESID.check(
+    "one activation kept, no hook left behind",
+    points=1,
+    hint="A hook added with `model.add_hook` stays on the model and fires in every later run; `run_with_hooks` takes "
+    "its hooks off again.",
+)
+def test_leaves_nothing(impl, model):
+    with impl.watch(model) as seen:
+        impl.last_token_resid(model, "Today is Friday", "blocks.20.hook_resid_pre")
+    expect.that(
+        seen.hooks_left == 0,
+        expected="no hook on the model afterwards",
+        came_back=f"{seen.hooks_left} hooks",
+        why="whoever uses the model next would run your hook too",
+    )
+    megabytes = seen.peak_bytes / 1e6
+    expect.that(
+        megabytes < 3,
+        expected="less than 3 MB of tensors alive at once",
+        came_back=f"{megabytes:.1f} MB",
+        why="the activation itself takes 0.01 MB; the reference needs 0.4 MB",
+        hint="You keep far more than one activation: `run_with_cache` without `names_filter` keeps every one "
+        "of them. Use a hook, or `names_filter=hook_name`.",
+    )
+
+
+# 1.2
+
+DAY_FRAMES = ["Today is {}", "See you on {}", "It happened on a {}", "It rains every {}"]
+LONG_WORDS = ["the day after Christmas", "noon"]
+LONG_FRAMES = ["{}", "We have not slept since {}", "See you on {} then, as we agreed"]
+PADDED_COLUMN = (
+    "The rows were read at the last *column*, which is padding for every prompt but the longest. Read each row at its "
+    "own last token: `model.to_tokens(prompt).shape[1] - 1` says where that is."
+)
+PADDING_SEEN = (
+    "The prompts were padded on the left, and the model looked at the padding. Pad on the right "
+    '(`to_tokens(prompts, padding_side="right")`) and read each row at its own last token, give an `attention_mask`, '
+    "or group prompts of equal length."
+)
+MIXED_UP = (
+    "The rows are means over the wrong prompts: class and template are mixed up. If the class is the outer loop when "
+    "the prompts are made, the axes are `(n_class, n_templates)` in this order, and the mean is over the second."
+)
+
+
+def padded_left(model, classes, templates, hook_name):
+    """The class means of somebody who pads on the left and forgets the mask."""
+    prompts = [prompt for word in classes for prompt in prompts_for(word, templates)]
+    tokens = model.to_tokens(prompts, padding_side="left")
+    last = torch.stack([stream_at(model, row[None], hook_name)[-1] for row in tokens])
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+
+
+def read_at_last_column(model, classes, templates, hook_name):
+    """The class means of somebody who pads on the right and reads column -1."""
+    prompts = [prompt for word in classes for prompt in prompts_for(word, templates)]
+    tokens = model.to_tokens(prompts, padding_side="right")
+    last = torch.stack([stream_at(model, row[None], hook_name)[-1] for row in tokens])
+    return last.unflatten(0, (len(classes), len(templates))).mean(dim=1)
+
+
+@CLASS_MEANS.check(
+    "a row per class: the mean over its templates",
+    points=2,
+    hint="Row i is the mean over all templates of the stream at the last token, with class i filled in.",
+)
+def test_means(impl, model):
+    classes, hook_name = ["Friday", "Monday", "Sunday"], "blocks.3.hook_resid_pre"
+    frames = ["Today is {}", "They left {}"]  # all of one length
+    vectors = torch.stack(
+        [
+            torch.stack(
+                [stream_at(model, model.to_tokens(prompt), hook_name)[-1] for prompt in prompts_for(word, frames)]
+            )
+            for word in classes
+        ]
+    )
+    got = impl.class_means(model, classes, frames, hook_name)
+    mistakes = [
+        (vectors.flatten(0, 1).unflatten(0, (2, 3)).mean(dim=0), MIXED_UP),
+        (vectors.sum(dim=1), "This is the sum over the templates, not the mean."),
+        (vectors[:, 0], "Only the first template was used: average over all of them."),
+        (vectors.mean(dim=1)[[1, 0, 2]], "The rows must come in the order in which the classes are given, unsorted."),
+        (
+            vectors.mean(dim=1) - vectors.mean(dim=(0, 1)),
+            "The mean of all classes was subtracted. `pca` does that later.",
+        ),
+    ]
+    near(
+        got,
+        vectors.mean(dim=1),
+        name="the class means",
+        dims=("n_class", "d_model"),
+        mistakes=mistakes,
+        why="each prompt was run alone, and the last token's streams averaged over the two templates",
+    )
+
+
+@CLASS_MEANS.check(
+    "padding leaves no trace",
+    points=3,
+    hint="Prompts of different length share a batch here. Compare your means with `last_token_resid`, prompt by "
+    "prompt: which of them differ? Padding must be neither read nor looked at.",
+)
+def test_padding(impl, model):
+    hook_name = "blocks.3.hook_resid_pre"
+    got = impl.class_means(model, LONG_WORDS, LONG_FRAMES, hook_name)
+    mistakes = [
+        (read_at_last_column(model, LONG_WORDS, LONG_FRAMES, hook_name), PADDED_COLUMN),
+        (padded_left(model, LONG_WORDS, LONG_FRAMES, hook_name), PADDING_SEEN),
+    ]
+    near(
+        got,
+        means_at(model, LONG_WORDS, LONG_FRAMES, hook_name),
+        name="the class means",
+        dims=("n_class", "d_model"),
+        mistakes=mistakes,
+        why="each prompt was run alone, without padding: words and templates have different lengths",
+    )
+
+
+@CLASS_MEANS.check(
+    "any point of the stream",
+    points=1,
+    hint="Use the hook name as it is given; only `stop_at_layer` depends on the layer's number.",
+)
+def test_means_any_point(impl, model):
+    for hook_name in ("blocks.0.hook_resid_pre", "blocks.2.hook_resid_mid", "blocks.4.hook_resid_post"):
+        got = impl.class_means(model, ["noon", "Tuesday"], LONG_FRAMES[:2], hook_name)
+        near(
+            got,
+            means_at(model, ["noon", "Tuesday"], LONG_FRAMES[:2], hook_name),
+            name=f"the means at {hook_name}",
+            dims=("n_class", "d_model"),
+            why="the hook's own point of the stream is asked for",
+        )
+
+
+@CLASS_MEANS.check(
+    "batched, stopped, cleaned up",
+    points=1,
+    hint="One pass for each prompt is what this function is there to avoid: give the model a batch of prompts. Stop it "
+    "with `stop_at_layer`, and leave no hook on it.",
+)
+def test_means_cost(impl, model):
+    with impl.watch(model) as seen:
+        impl.class_means(model, WEEKDAYS[:4], DAY_FRAMES, "blocks.3.hook_resid_pre")
+    expect.that(
+        seen.passes <= 8,
+        expected="at most 8 forward passes for 16 prompts",
+        came_back=f"{seen.passes} passes",
+        why="the model reads many prompts at the price of a few when they come in one batch",
+    )
+    expect.that(
+        seen.blocks <= 4 and not seen.unembedded,
+        expected="at most blocks 0 to 3, and no logits",
+        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        why="the activation at block 3 does not depend on later blocks",
+        hint="Pass `stop_at_layer=layer + 1`, as in the exercise before.",
+    )
+    expect.that(
+        seen.hooks_left == 0,
+        expected="no hook on the model afterwards",
+        came_back=f"{seen.hooks_left} hooks",
+        why="whoever uses the model next would run your hook too",
+        hint="`run_with_hooks` takes its hooks off again; `add_hook` does not.",
+    )
+
+
+# 1.3
+
+PARTS = ("coords", "components", "explained_variance_ratio")
+NOT_CENTRED = "Centre first: subtract the mean row. Else the first component merely points from the origin to the data."
+
+
+def far_cloud(n, d, seed):
+    """A cloud with well separated variances, far from the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = 2.0 ** -torch.arange(d)
+    turn, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
+    return torch.randn(n, d, generator=generator) * scales @ turn + 10 * torch.randn(d, generator=generator)
+
+
+def by_eigenvalues(x, k):
+    """Components and variances from the covariance matrix, in double precision, signs as the exercise says."""
+    x = x.double()
+    values, vectors = torch.linalg.eigh(torch.cov(x.T))
+    components = vectors.T.flip(0)[:k].clone()
+    for row in components:
+        if row[row.abs().argmax()] < 0:
+            row.neg_()
+    return components.float(), (values.flip(0) / values.sum())[:k].float()
+
+
+@PCA.check(
+    "coordinates of the centred rows",
+    points=2,
+    hint="`coords` are the centred rows times the components: `centred @ components.T`, in the units of `x`.",
+)
+def test_pca_coords(impl):
+    x = far_cloud(6, 4, seed=0)
+    coords, _, _ = expect.unpack(impl.pca(x, 2), PARTS)
+    coords = expect.shape(
+        coords, (6, 2), name="`coords`", dims=("n", "k"), why="k coordinates for each of n rows"
+    ).detach()
+    want = (x - x.mean(dim=0)) @ by_eigenvalues(x, 2)[0].T
+    mean = coords.mean(dim=0).abs().max().item()
+    expect.that(
+        mean < 1e-3 * want.abs().max().item(),
+        expected="`coords` that average to zero in each column",
+        came_back=coords,
+        why="coordinates are those of the *centred* rows",
+        hint=NOT_CENTRED,
+    )
+    if torch.allclose(coords.abs() / coords.norm(dim=0), want.abs() / want.norm(dim=0), atol=1e-3):
+        scale = "Right up to a scale: the coordinates keep the units of `x`. `U` alone is not enough; it is `U * S`."
+    else:
+        scale = None
+    if torch.allclose(coords.abs(), want.abs(), rtol=1e-3, atol=1e-4):
+        scale = "Right up to a sign: coordinates must be flipped together with their component."
+    expect.close(
+        coords,
+        want,
+        name="`coords`",
+        rtol=1e-3,
+        atol=1e-4,
+        hint=scale,
+        why="the centred rows projected on the eigenvectors of the covariance matrix",
+    )
+
+
+@PCA.check(
+    "orthonormal components, most variance first",
+    points=2,
+    hint="The components are the first k *rows* of `Vh` (columns of V), of length 1 and at right angles to each other.",
+)
+def test_pca_components(impl):
+    x = far_cloud(8, 5, seed=1)
+    coords, components, _ = expect.unpack(impl.pca(x, 3), PARTS)
+    transposed = "The components are rows: shape `(k, d)`. This looks transposed."
+    components = expect.shape(
+        components,
+        (3, 5),
+        name="`components`",
+        dims=("k", "d"),
+        hint=transposed,
+        why="a row of d numbers for each of k components",
+    ).detach()
+    expect.close(
+        components @ components.T,
+        torch.eye(3),
+        name="`components @ components.T`",
+        atol=1e-4,
+        why="orthonormal rows: each has length 1, and they are at right angles",
+    )
+    centred = NOT_CENTRED if not torch.allclose(components.abs(), by_eigenvalues(x, 3)[0].abs(), atol=1e-3) else None
+    expect.close(
+        components,
+        by_eigenvalues(x, 3)[0],
+        name="`components`",
+        rtol=1e-3,
+        atol=1e-3,
+        hint=centred or SIGNS,
+        why="these are the eigenvectors of the covariance matrix, largest eigenvalue first",
+    )
+    expect.close(
+        (x - x.mean(dim=0)) @ components.T,
+        coords,
+        name="centred rows times your components",
+        rtol=1e-3,
+        atol=1e-3,
+        why="coordinates and components belong together: the one is computed with the other",
+    )
+
+
+SIGNS = (
+    "Signs must not be left to chance: in each component the entry of largest *magnitude* is positive. Find it with "
+    "`components.abs().argmax(dim=1)`, and flip the rows where it is negative, together with their coordinates."
+)
+
+
+@PCA.check("signs that do not depend on the library", points=1, hint=SIGNS)
+def test_pca_signs(impl):
+    for seed in range(4):
+        x = far_cloud(7, 6, seed=10 + seed)
+        _, components, _ = expect.unpack(impl.pca(x, 3), PARTS)
+        components = expect.shape(
+            components, (3, 6), name="`components`", dims=("k", "d"), why="a row for each component"
+        )
+        largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True)).flatten()
+        expect.that(
+            bool((largest > 0).all()),
+            expected="a positive entry of largest magnitude in each component",
+            came_back=components,
+            why="a component and its negative span the same line; somebody has to choose",
+        )
+        coords, mirrored, _ = expect.unpack(impl.pca(-x, 3), PARTS)
+        expect.close(
+            mirrored,
+            components,
+            name="the components of -x",
+            rtol=1e-3,
+            atol=1e-3,
+            why="the cloud -x has the same axes, so the same signs must come out",
+        )
+        expect.close(
+            (-x + x.mean(dim=0)) @ mirrored.T,
+            coords,
+            name="centred rows times your components",
+            rtol=1e-3,
+            atol=1e-3,
+            why="a flipped component needs its coordinates flipped too",
+        )
+
+
+@PCA.check(
+    "shares of the total variance",
+    points=2,
+    hint="The share is `S ** 2` of each component over the sum of *all* `S ** 2`, also of those that are not kept. "
+    "Squares: `S` itself is a standard deviation.",
+)
+def test_pca_ratio(impl):
+    axes = torch.diag(torch.tensor([6.0, 3.0, 2.0, 1.0]))
+    x = torch.cat([axes, -axes]) + 5.0  # variances along the axes are as 36 : 9 : 4 : 1
+    _, _, ratio = expect.unpack(impl.pca(x, 2), PARTS)
+    expect.shape(ratio, (2,), name="`explained_variance_ratio`", dims=("k",), why="a share for each component")
+    kept = (
+        "These shares add up to 1 although two components are missing: divide by the *total* variance, all components."
+    )
+    plain = "Variance goes with the *square* of the singular values."
+    if is_near(ratio.detach(), torch.tensor([6 / 12, 3 / 12])) or is_near(ratio.detach(), torch.tensor([6 / 9, 3 / 9])):
+        kept = plain
+    elif not is_near(ratio.detach().sum(dim=0, keepdim=True), torch.ones(1), 1e-3):
+        kept = NOT_CENTRED if is_near(ratio.detach(), torch.tensor([800 + 36, 36]) / 900, 0.2) else None
+    expect.close(
+        ratio,
+        torch.tensor([36 / 50, 9 / 50]),
+        name="`explained_variance_ratio`",
+        hint=kept,
+        why="the planted variances are as 36 : 9 : 4 : 1, so the first two hold 36/50 and 9/50 of the total",
+    )
+
+
+@PCA.check(
+    "wide and tall data",
+    points=1,
+    hint="Few rows in many dimensions (seven means of 576 numbers) and many rows in few must both work: "
+    "`torch.linalg.svd(centred, full_matrices=False)` handles either.",
+)
+def test_pca_shapes(impl):
+    for n, d, k in ((7, 576, 6), (200, 3, 2), (5, 5, 1)):
+        generator = torch.Generator().manual_seed(n)
+        x = torch.randn(n, d, generator=generator) * torch.linspace(3, 1, d) + 2
+        coords, components, ratio = expect.unpack(impl.pca(x, k), PARTS)
+        expect.shape(coords, (n, k), name="`coords`", dims=("n", "k"), why=f"x has {n} rows")
+        expect.shape(components, (k, d), name="`components`", dims=("k", "d"), why=f"x has {d} columns")
+        centred = (x - x.mean(dim=0)).double()
+        gram = centred @ centred.T if n < d else centred.T @ centred  # the same non-zero eigenvalues
+        spectrum = torch.linalg.eigvalsh(gram).flip(0)
+        expect.close(
+            ratio,
+            (spectrum / spectrum.sum())[:k].float(),
+            name="`explained_variance_ratio`",
+            rtol=1e-3,
+            why="shares of the eigenvalues of the covariance matrix",
+        )
+
+
+# 1.4
+
+
+def neighbours_share(points):
+    """The share of calendar neighbours with all other points on one side, going round. Points are complex numbers."""
+    n = len(points)
+    centre = sum(points) / n
+    found = 0
+    for i in range(n):
+        j = (i + 1) % n
+        turn_to_j = cmath.phase((points[j] - centre) / (points[i] - centre)) % (2 * math.pi)
+        others = [points[k] for k in range(n) if k not in (i, j)]
+        between = sum(cmath.phase((p - centre) / (points[i] - centre)) % (2 * math.pi) < turn_to_j for p in others)
+        found += between in (0, n - 2)
+    return found / n
+
+
+def on_circle(order, start=0.3, centre=(0.0, 0.0), direction=1):
+    """Coordinates of classes 0..n-1 that stand in `order` around a circle, with slightly different radii."""
+    n = len(order)
+    coords = torch.zeros(n, 2)
+    for place, point in enumerate(order):
+        angle = start + direction * 2 * math.pi * place / n
+        coords[point] = (1 + 0.1 * (point % 3)) * torch.tensor([math.cos(angle), math.sin(angle)])
+    return coords + torch.tensor(centre)
+
+
+def as_complex(coords):
+    return [complex(*row) for row in coords.tolist()]
+
+
+CLOSE_THE_RING = (
+    "The week has seven pairs of neighbours, not six: Sunday and Monday are one of them, and the first and the last in "
+    "sorted order stand side by side as well. Work modulo n: `(i + 1) % n`."
+)
+BOTH_WAYS = (
+    "Whether the calendar runs clockwise or counter-clockwise must not matter: neighbours are neighbours both ways. "
+    "The difference of the places, modulo n, may be 1 or n - 1."
+)
+FROM_CENTROID = (
+    "Angles are seen from the centroid of the points, not from the origin: subtract `coords.mean(dim=0)` first."
+)
+
+
+@CALENDAR_ORDER_SCORE.check(
+    "the calendar order gives 1, turned and mirrored",
+    points=2,
+    hint="In a regular heptagon in calendar order every day stands beside the next one, wherever Monday is, and "
+    "whichever way round the week runs.",
+)
+def test_score_one(impl):
+    for start, direction in ((0.3, 1), (2.9, 1), (-1.4, 1), (0.3, -1), (3.1, -1)):
+        coords = on_circle(range(7), start, direction=direction)
+        got = impl.calendar_order_score(coords)
+        hint = BOTH_WAYS if direction < 0 else CLOSE_THE_RING
+        expect.close(
+            got,
+            1.0,
+            name="the score",
+            hint=hint,
+            why=f"the seven points stand in calendar order, {'counter-' * (direction > 0)}clockwise",
+        )
+
+
+@CALENDAR_ORDER_SCORE.check("angles around the centroid", points=1, hint=FROM_CENTROID)
+def test_score_centroid(impl):
+    for centre in ((5.0, 0.0), (-3.0, 4.0), (100.0, -100.0)):
+        got = impl.calendar_order_score(on_circle(range(7), centre=centre))
+        expect.close(got, 1.0, name="the score", why=f"the same heptagon, moved to {centre}: the order has not changed")
+
+
+@CALENDAR_ORDER_SCORE.check(
+    "partly in order: a share of n neighbours",
+    points=2,
+    hint="Count how many of the n calendar neighbours (the last and the first included) are neighbours in the circular "
+    "order, and divide by n.",
+)
+def test_score_partial(impl):
+    orders = {
+        (1, 0, 2, 3, 4, 5, 6): "Monday and Tuesday have changed places: 1-2 and 6-0 are torn apart, five pairs remain",
+        (0, 2, 4, 6, 1, 3, 5): "every second day: no day stands beside the next one",
+        (3, 4, 5, 6, 0, 2, 1): "one pair has changed places; Sunday and Monday stand side by side",
+        (0, 1, 2, 3, 6, 5, 4): "Thursday to Sunday run the other way round",
+    }
+    for order, why in orders.items():
+        coords = on_circle(order)
+        want = neighbours_share(as_complex(coords))
+        got = impl.calendar_order_score(coords)
+        is_number = isinstance(got, int | float | torch.Tensor)
+        open_ring = is_number and any(
+            abs(float(got) - wrong) < 1e-4 for wrong in (want - 1 / 7, want * 7 / 6, (want * 7 - 1) / 6)
+        )
+        expect.close(
+            got,
+            want,
+            name="the score",
+            why=f"around the circle stand {order}: {why}",
+            hint=CLOSE_THE_RING if open_ring else None,
+        )
+
+
+@CALENDAR_ORDER_SCORE.check(
+    "other numbers of classes, irregular clouds",
+    points=1,
+    hint="n is the number of rows (twelve for months), and clouds are not regular: only the order of the angles "
+    "counts, not distances and not equal steps.",
+)
+def test_score_clouds(impl):
+    generator = torch.Generator().manual_seed(4)
+    for n in (5, 8, 12):
+        for _ in range(4):
+            coords = torch.randn(n, 2, generator=generator) * torch.tensor([3.0, 1.0]) + torch.tensor([1.0, -2.0])
+            expect.close(
+                impl.calendar_order_score(coords),
+                neighbours_share(as_complex(coords)),
+                name="the score",
+                why="counted pair by pair: neighbours have no other point between them on one side",
+            )
+    coords = on_circle(range(12), start=1.0)
+    expect.close(impl.calendar_order_score(coords), 1.0, name="the score", why="twelve points in calendar order")
+
+
+ORDERS = (
+    "Chance may put the n points into any circular order. Rotated and mirrored orders are the same order, so of the n! "
+    "ways to write one down, 2n mean the same: there are (n - 1)! / 2, and one of them is the calendar's."
+)
+
+
+@CALENDAR_ORDER_P_VALUE.check("one in the number of circular orders", points=2, hint=ORDERS)
+def test_p_value(impl):
+    for n in (7, 12, 5, 4):
+        want = 2 / math.factorial(n - 1)
+        got = impl.calendar_order_p_value(on_circle(range(n), start=0.9))
+        expect.close(
+            got,
+            want,
+            name="the p-value",
+            rtol=1e-6,
+            atol=0,
+            why=f"{n} points in calendar order: one of (n - 1)! / 2 = {math.factorial(n - 1) // 2} circular orders",
+        )
+    in_order = sum(neighbours_share(as_complex(on_circle(order))) == 1 for order in itertools.permutations(range(5)))
+    expect.close(
+        impl.calendar_order_p_value(on_circle(range(5))),
+        in_order / 120,
+        name="the p-value",
+        rtol=1e-6,
+        atol=0,
+        why=f"of the 120 ways to seat 5 points, {in_order} are in calendar order: counted",
+    )
+
+
+@CALENDAR_ORDER_P_VALUE.check(
+    "no claim without the full order",
+    points=1,
+    hint="If the score is below 1, the p-value is 1: this test makes a claim about the whole calendar or none at all. "
+    "And it looks at the points: call your `calendar_order_score`.",
+)
+def test_p_value_else(impl):
+    for order in ((1, 0, 2, 3, 4, 5, 6), (0, 2, 4, 6, 1, 3, 5)):
+        expect.close(
+            impl.calendar_order_p_value(on_circle(order)),
+            1.0,
+            name="the p-value",
+            why=f"around the circle stand {order}: not the calendar, so the score is below 1",
+        )
+
+
+@CALENDAR_ORDER_P_VALUE.check(
+    "three points prove nothing",
+    points=1,
+    hint="The formula 2 / (n - 1)! takes care of it: three points have only one circular order, so p is 1.",
+)
+def test_p_value_three(impl):
+    expect.close(
+        impl.calendar_order_p_value(on_circle(range(3))),
+        1.0,
+        name="the p-value",
+        why="three points are in calendar order whatever you do",
+    )
+
+
+# 1.9
+
+
+def orthonormal(k, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, k, generator=generator))[0].T.contiguous()
+
+
+def rotated(x, plane, centre, angle):
+    """By the exponential of the rotation's generator, in double precision."""
+    first, second = plane.double()
+    generator = torch.outer(second, first) - torch.outer(first, second)
+    turn = torch.linalg.matrix_exp(angle * generator)
+    return ((x - centre).double() @ turn.T).float() + centre
+
+
+OUTSIDE_LOST = (
+    "What lies outside the plane is gone. The answer is `x` plus a *change* inside the plane: turned minus unturned "
+    "coordinates, carried back with `@ plane`."
+)
+WRONG_WAY = (
+    "This turns the other way. A positive angle turns from the first row of `plane` towards the second: a quarter turn "
+    "takes `plane[0]` to `plane[1]`, not to `-plane[1]`."
+)
+NOT_ABOUT_CENTRE = (
+    "The rotation must be about `centre`: subtract it before you take coordinates. If x is the centre itself, nothing "
+    "moves."
+)
+DEGREES = "The angle is in radians: math.pi / 2 is a quarter turn. No conversion is needed."
+ADDED_TWICE = (
+    "The turned part was added without taking the unturned part out first: what is added to `x` is the difference "
+    "`(flat @ turn - flat) @ plane`."
+)
+
+
+def turning_mistakes(x, plane, centre, angle):
+    inside = (x - centre) @ plane.T @ plane
+    right = rotated(x, plane, centre, angle)
+    zero = torch.zeros_like(centre)
+    return [
+        (right - (x - centre - inside) - centre, OUTSIDE_LOST),
+        (right - (x - centre - inside), OUTSIDE_LOST),
+        (rotated(x, plane, centre, -angle), WRONG_WAY),
+        (rotated(x, plane, zero, angle), NOT_ABOUT_CENTRE),
+        (right - centre, "The rows are still seen from `centre`: add it again."),
+        (rotated(x, plane, centre, math.radians(angle)), DEGREES),
+        (right + inside, ADDED_TWICE),
+    ]
+
+
+@ROTATE_IN_PLANE.check(
+    "a quarter turn, by hand",
+    points=1,
+    hint="With plane = the first two axes and centre = 0, a quarter turn takes (1, 0, 5) to (0, 1, 5).",
+)
+def test_quarter_turn(impl):
+    x = torch.tensor([[1.0, 0.0, 5.0], [0.0, 2.0, -1.0]])
+    plane, centre = torch.eye(3)[:2], torch.zeros(3)
+    got = impl.rotate_in_plane(x, plane, centre, math.pi / 2)
+    near(
+        got,
+        torch.tensor([[0.0, 1.0, 5.0], [-2.0, 0.0, -1.0]]),
+        name="the turned rows",
+        dims=("n", "d"),
+        mistakes=turning_mistakes(x, plane, centre, math.pi / 2),
+        why="the first axis turns into the second, the second into minus the first, the third does not move",
+    )
+
+
+@ROTATE_IN_PLANE.check(
+    "any plane, any centre, any angle",
+    points=2,
+    hint="Coordinates in the plane are `(x - centre) @ plane.T`. Turn these two numbers, and carry the change back "
+    "with `@ plane`.",
+)
+def test_any_rotation(impl):
+    generator = torch.Generator().manual_seed(5)
+    for seed, angle in enumerate((2 * math.pi / 7, -1.0, 3.0)):
+        x, centre = torch.randn(4, 6, generator=generator), 2 * torch.randn(6, generator=generator)
+        plane = orthonormal(2, 6, seed)
+        near(
+            impl.rotate_in_plane(x, plane, centre, angle),
+            rotated(x, plane, centre, angle),
+            name="the turned rows",
+            dims=("n", "d"),
+            mistakes=turning_mistakes(x, plane, centre, angle),
+            why="the matrix exponential of the rotation's generator gives this",
+        )
+
+
+@ROTATE_IN_PLANE.check(
+    "what a rotation keeps",
+    points=1,
+    hint="A rotation keeps the distance from `centre` and everything at right angles to the plane; a full turn changes "
+    "nothing at all.",
+)
+def test_rotation_keeps(impl):
+    generator = torch.Generator().manual_seed(6)
+    x, centre, plane = torch.randn(3, 5, generator=generator), torch.randn(5, generator=generator), orthonormal(2, 5, 9)
+    got = expect.shape(
+        impl.rotate_in_plane(x, plane, centre, 0.8), x.shape, dims=("n", "d"), why="rows stay rows"
+    ).detach()
+    away = x - x @ plane.T @ plane
+    hint = OUTSIDE_LOST if not is_near(got - got @ plane.T @ plane, away, 1e-3) else NOT_ABOUT_CENTRE
+    expect.close(
+        got - got @ plane.T @ plane,
+        away,
+        name="the part outside the plane",
+        hint=hint,
+        rtol=1e-3,
+        atol=1e-4,
+        why="only what lies in the plane turns",
+    )
+    expect.close(
+        (got - centre).norm(dim=1),
+        (x - centre).norm(dim=1),
+        name="the distance from the centre",
+        hint=hint,
+        rtol=1e-3,
+        why="rotations keep lengths",
+    )
+    near(
+        impl.rotate_in_plane(x, plane, centre, 2 * math.pi),
+        x,
+        name="the rows after a full turn",
+        why="a full turn brings everything back",
+        mistakes=turning_mistakes(x, plane, centre, 2 * math.pi),
+    )
+
+
+REPLACED_ALL = "Everything was exchanged, not only the part inside the subspace: outside it, `x` stays as it is."
+NOT_TAKEN_OUT = (
+    "The part of `target` was added, but the part of `x` was never taken out: inside the subspace the two are now on "
+    "top of each other."
+)
+WRONG_PART = (
+    "The wrong part was exchanged: inside the subspace the answer has the coordinates of `target`, outside those of "
+    "`x`."
+)
+
+
+def patching_mistakes(x, target, components):
+    project = components.T @ components
+    right = x @ (torch.eye(x.shape[1]) - project) + target @ project
+    return right, [
+        (target, REPLACED_ALL),
+        (x + target @ project, NOT_TAKEN_OUT),
+        (x @ project + target - target @ project, WRONG_PART),
+        (target @ project, "What lies outside the subspace is gone: it must stay as it is in `x`."),
+    ]
+
+
+@PATCH_SUBSPACE.check(
+    "along one axis, by hand",
+    points=1,
+    hint="With components = the first axis, (1, 2, 3) patched from (10, 20, 30) is (10, 2, 3).",
+)
+def test_patch_axis(impl):
+    x, target = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 20.0, 30.0]])
+    got = impl.patch_subspace(x, target, torch.eye(3)[:1])
+    near(
+        got,
+        torch.tensor([[10.0, 2.0, 3.0]]),
+        name="the patched row",
+        dims=("n", "d"),
+        mistakes=patching_mistakes(x, target, torch.eye(3)[:1])[1],
+        why="only the first coordinate is exchanged",
+    )
+
+
+@PATCH_SUBSPACE.check(
+    "any subspace",
+    points=2,
+    hint="Take the projection of the difference: `(target - x) @ components.T @ components`.",
+)
+def test_patch_any(impl):
+    generator = torch.Generator().manual_seed(7)
+    for k in (1, 2, 4, 6):
+        x, target = torch.randn(5, 6, generator=generator), torch.randn(5, 6, generator=generator)
+        components = orthonormal(k, 6, k)
+        right, mistakes = patching_mistakes(x, target, components)
+        near(
+            impl.patch_subspace(x, target, components),
+            right,
+            name="the patched rows",
+            dims=("n", "d"),
+            mistakes=mistakes if k < 6 else mistakes[1:2],
+            why=f"{k} of 6 dimensions are exchanged, the rest is that of x",
+        )
+
+
+@PATCH_SUBSPACE.check(
+    "patching twice changes nothing more",
+    points=1,
+    hint="After the first patch, x already has the coordinates of `target` in the subspace. If a second one moves it, "
+    "the old part was not taken out.",
+)
+def test_patch_twice(impl):
+    generator = torch.Generator().manual_seed(8)
+    x, target, components = (
+        torch.randn(3, 6, generator=generator),
+        torch.randn(3, 6, generator=generator),
+        orthonormal(2, 6, 3),
+    )
+    once = expect.shape(
+        impl.patch_subspace(x, target, components), x.shape, dims=("n", "d"), why="rows stay rows"
+    ).detach()
+    near(
+        impl.patch_subspace(once, target, components),
+        once,
+        name="the rows patched twice",
+        why="the coordinates in the subspace are those of `target` already",
+        mistakes=[(once + target @ components.T @ components, NOT_TAKEN_OUT)],
+    )
+    near(
+        impl.patch_subspace(x, x, components),
+        x,
+        name="x patched with itself",
+        why="there is nothing to exchange",
+        mistakes=[(x + x @ components.T @ components, NOT_TAKEN_OUT)],
+    )
+
+
+ASKED = ("Monday, Tuesday. Thursday, Friday. Sunday,", "Monday, Tuesday. Thursday, Friday. Tuesday,")
+DONORS = ("Monday, Tuesday. Thursday, Friday. June,", "Monday, Tuesday. Thursday, Friday. two,")
+LAST_PREDICTS = (
+    "The answer is read at the wrong place: the prediction of what comes next stands at the *last* token, "
+    "`logits[:, -1]`, wherever the patch was."
+)
+UNCHANGED = (
+    "The answer has not changed at all. Does your hook *return* the patched tensor? And is it the right position?"
+)
+
+
+def entering(model, prompts, hook_name):
+    """The stream at the last token but one of each prompt."""
+    return torch.stack([stream_at(model, model.to_tokens(prompt), hook_name)[-2] for prompt in prompts])
+
+
+@cache
+def next_tokens_overwritten(model, layer):
+    """Next tokens of ASKED, one by one, when a torch hook on the block overwrites the last token but one."""
+    found = []
+    for prompt, vector in zip(ASKED, entering(model, DONORS, f"blocks.{layer}.hook_resid_pre"), strict=True):
+
+        def overwrite(_, args, kwargs, vector=vector):
+            stream = args[0].clone()
+            stream[0, -2] = vector
+            return (stream, *args[1:]), kwargs
+
+        with model.blocks[layer].register_forward_pre_hook(overwrite, with_kwargs=True), torch.no_grad():
+            found.append(model(model.to_tokens(prompt))[0, -1].argmax().item())
+    return torch.tensor(found)
+
+
+def same_words(model, got, want, why, hint=None):
+    got = expect.shape(
+        got, want.shape, name="the next tokens", dims=("n",), why="a token id for each prompt", hint=hint
+    )
+    whole = not got.is_floating_point()
+    shown = f"{got.tolist()}, that is {[model.to_string(one) for one in got]}" if whole else got
+    expect.that(
+        whole and torch.equal(got.cpu().long(), want),
+        came_back=shown,
+        why=why,
+        hint=hint,
+        expected=f"{want.tolist()}, that is {[model.to_string(one) for one in want]}",
+    )
+
+
+def is_same(got, ids):
+    return isinstance(got, torch.Tensor) and torch.equal(got, ids)
+
+
+@NEXT_TOKENS_AFTER_PATCH.check(
+    "replaced by itself: nothing changes",
+    points=1,
+    hint="With the activation that is there anyway, the model must answer as it always does: the most probable token "
+    "after the last one. Read `logits[:, -1]`.",
+)
+def test_patch_with_itself(impl, model):
+    own, (want, before) = entering(model, ASKED, "blocks.9.hook_resid_pre"), next_tokens(model, ASKED)
+    got = impl.next_tokens_after_patch(model, model.to_tokens(list(ASKED)), "blocks.9.hook_resid_pre", -2, own)
+    same_words(
+        model,
+        got,
+        want,
+        hint=LAST_PREDICTS if is_same(got, before) else None,
+        why="the replacement is what the model computes there itself",
+    )
+
+
+@NEXT_TOKENS_AFTER_PATCH.check(
+    "another day at the entrance: another answer",
+    points=2,
+    hint="Write `replacement` into position `position` of every prompt, at the hook that is named, and return the "
+    "changed tensor from the hook function: a hook that returns nothing changes nothing.",
+)
+def test_patch_embedding(impl, model):
+    swapped = ASKED[::-1]  # the prompts differ in the day only
+    day = entering(model, swapped, "blocks.0.hook_resid_pre")
+    got = impl.next_tokens_after_patch(model, model.to_tokens(list(ASKED)), "blocks.0.hook_resid_pre", -2, day)
+    same_words(
+        model,
+        got,
+        next_tokens(model, swapped)[0],
+        hint=UNCHANGED if is_same(got, next_tokens(model, ASKED)[0]) else None,
+        why="the day's embedding was exchanged before block 0, so the model reads the other prompt",
+    )
+
+
+@NEXT_TOKENS_AFTER_PATCH.check(
+    "in the middle of the model, one position only",
+    points=2,
+    hint="Only the named position changes, at the named hook; all other tokens keep their stream. Positions count as "
+    "in Python: in a prompt of 11 tokens, 9 and -2 are the same.",
+)
+def test_patch_middle(impl, model):
+    tokens, replacement = model.to_tokens(list(ASKED)), entering(model, DONORS, "blocks.6.hook_resid_pre")
+    got = impl.next_tokens_after_patch(model, tokens, "blocks.6.hook_resid_pre", tokens.shape[1] - 2, replacement)
+    same_words(
+        model,
+        got,
+        next_tokens_overwritten(model, 6),
+        why="each prompt was run alone with a torch hook that overwrites this one position",
+    )
+
+
+@NEXT_TOKENS_AFTER_PATCH.check(
+    "no hook left behind",
+    points=1,
+    hint="`run_with_hooks` takes its hooks off again; a hook added with `add_hook` stays and patches what runs next.",
+)
+def test_patch_leaves_nothing(impl, model):
+    tokens = model.to_tokens(list(ASKED))
+    with impl.watch(model) as seen:
+        impl.next_tokens_after_patch(model, tokens, "blocks.2.hook_resid_pre", -2, torch.zeros(2, model.cfg.d_model))
+    expect.that(
+        seen.hooks_left == 0,
+        expected="no hook on the model afterwards",
+        came_back=f"{seen.hooks_left} hooks",
+        why="whoever uses the model next would be patched too",
+    )
+    expect.that(
+        seen.passes == 1,
+        expected="one forward pass for both prompts",
+        came_back=f"{seen.passes} passes",
+        why="the prompts have the same length, so they make one batch",
+        hint="Run all prompts in one batch: `tokens` already is one.",
+    )

@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from utils import expect, plots
     from utils.check_cell import check, hint, progress, solution
     from utils.kept import mine
+    from utils.latents import dashboard
     from utils.loading import load
     from utils.results import measured, result
 
 # Public name -> the module that has it. A module that is itself the public name maps to None.
 _HOMES: dict[str, str | None] = {
     "load": "utils.loading",
+    "dashboard": "utils.latents",
     "check": "utils.check_cell",
     "hint": "utils.check_cell",
     "solution": "utils.check_cell",
@@ -26,6 +28,7 @@ _HOMES: dict[str, str | None] = {
 
 __all__ = [
     "check",
+    "dashboard",
     "expect",
     "hint",
     "load",

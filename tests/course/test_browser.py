@@ -31,16 +31,10 @@ QUIET = [
     "--disable-sync",
 ]
 SETTINGS = {
-    "apputils-extension/themes": '{"theme": "JupyterLab %s"}',
     # Every cell in the page, so that it can be found without scrolling.
     "notebook-extension/tracker": '{"windowingMode": "none"}',
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
-
-
-@pytest.fixture(scope="module", params=["Light", "Dark"])
-def theme(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +50,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(folder, theme, tmp_path_factory):
-    """The address of a running JupyterLab in the given theme."""
+def lab(folder, tmp_path_factory):
+    """The address of a running JupyterLab."""
     home = tmp_path_factory.mktemp("home")
     for name, text in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text % theme if "%s" in text else text)
+        path.write_text(text)
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,7 +115,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(600_000)
     yield page
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / "last.png")  # what was there when a test failed
@@ -147,21 +141,27 @@ def wait_until_run(page):
     )
 
 
-def screenshot(page, element, name):
+def screenshots(page, elements, name):
+    """Each element on the screen, in the light and the dark theme."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    element.scroll_into_view_if_needed()
-    page.wait_for_timeout(700)  # the figures settle
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    for theme in ("Dark", "Light"):
+        page.get_by_role("menuitem", name="Settings", exact=True).click()
+        page.locator(".lm-Menu-itemLabel", has_text="Theme").first.click()
+        page.locator(".lm-Menu-itemLabel", has_text=f"JupyterLab {theme}").first.click()
+        for number in range(elements.count()):
+            elements.nth(number).scroll_into_view_if_needed()
+            page.wait_for_timeout(700)  # the theme and the figures settle
+            page.screenshot(path=SCREENSHOTS / f"{name}_{number}_{theme.lower()}.png")
 
 
-def test_a_red_check_turns_green(page, lab, theme):
+def test_a_red_check_turns_green(page, lab):
     open_notebook(page, lab, "03_sparse_tensor.ipynb")
     run_all(page)
     report = page.locator("section[role=status]", has_text="SparseTensor").first
     report.wait_for()
     assert "not yet" in report.inner_text()
-    screenshot(page, report, f"03_red_{theme.lower()}")
     wait_until_run(page)
+    screenshots(page, report, "03_red")
 
     stub = page.locator(".jp-CodeCell .cm-content", has_text="class SparseTensor").first
     stub.click()
@@ -171,10 +171,10 @@ def test_a_red_check_turns_green(page, lab, theme):
     page.keyboard.press("Shift+Enter")
     passed = page.locator("section[role=status]", has_text="SparseTensor: passed").first
     passed.wait_for()
-    screenshot(page, passed, f"03_green_{theme.lower()}")
+    screenshots(page, passed, "03_green")
 
 
-def test_figures_of_chapter_01_render(page, lab, theme, folder):
+def test_figures_of_chapter_01_render(page, lab, folder):
     reference = ROOT / "solutions" / "ch01_days_of_the_week.py"
     filled = folder / "chapters" / "01_filled.ipynb"
     command = [sys.executable, "-m", "course", "fill", "01", "--with", str(reference), "-o", str(filled)]
@@ -188,4 +188,4 @@ def test_figures_of_chapter_01_render(page, lab, theme, folder):
     for number in range(figures.count()):
         box = figures.nth(number).bounding_box()
         assert box and box["height"] > 100, f"figure {number} is not drawn"
-        screenshot(page, figures.nth(number), f"01_figure_{number}_{theme.lower()}")
+    screenshots(page, figures, "01_figure")

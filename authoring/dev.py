@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     chapters = [chapter_key(text) for text in parser.parse_args(arguments).chapters] or list(checker_files())
     complaints = []
     for chapter in chapters:
-        rows = run_checks(chapter, [reference(chapter), stubs(chapter), *variants(chapter)])
+        rows = run_checks(chapter, [reference(chapter), stubs(chapter), nothing(chapter), *variants(chapter)])
         complaints += list(complaints_about(chapter, rows))
         print(f"Chapter {chapter}\n{table(chapter, rows)}\n")
     print("\n".join(complaints) or "Every exercise is proved.")
@@ -41,6 +41,25 @@ def stubs(chapter: str) -> Implementation:
     module = ModuleType(f"stubs_{path.stem}")
     exec(compile(stub_module(path.read_text(encoding="utf-8"), names), f"stubs of {path.name}", "exec"), vars(module))
     return Implementation(LocalBackend(vars(module), "the stub"), "stub")
+
+
+def nothing(chapter: str) -> Implementation:
+    """Functions that do nothing, and classes made of such: cheap and clean, and no check may be content with that."""
+    module = importlib.import_module(f"solutions.{solution_file(chapter).stem}")
+    namespace = {exercise.name: _idle(getattr(module, exercise.name)) for exercise in chapter_exercises(chapter)}
+    return Implementation(LocalBackend(namespace, "nothing"), "nothing")
+
+
+def _idle(made: Any) -> Any:
+    """Something with the names of `made`, of which everything gives None; class methods give an instance."""
+    if isinstance(made, property):
+        return property(lambda self: None)
+    if isinstance(made, classmethod):
+        return classmethod(lambda cls, *args, **kwargs: cls())
+    if isinstance(made, type):
+        names = {name: _idle(member) for name, member in vars(made).items() if not name.startswith("_")}
+        return type(made.__name__, (), names)
+    return lambda *args, **kwargs: None
 
 
 def chapter_variants(chapter: str) -> list[Variant]:
@@ -70,6 +89,9 @@ def complaints_about(chapter: str, rows: Sequence[Row]) -> Iterator[str]:
         for row in by_implementation[exercise.name, "stub"]:
             if row.passed:
                 yield f"{exercise.name}: the bare stub passes {row.check!r}"
+        for row in by_implementation[exercise.name, "nothing"]:
+            if row.passed:
+                yield f"{exercise.name}: doing nothing passes {row.check!r}"
         for variant in about:
             yield from _judge(variant, by_implementation[exercise.name, variant.label])
 

@@ -80,7 +80,8 @@ def test_different_lengths(impl, model):
 )
 def test_stops(impl, model):
     with impl.watch(model) as seen:
-        impl.position_norms(model, [SHORT], HOOK)
+        got = impl.position_norms(model, [SHORT], HOOK)
+    expect.tensor(got, name="the norms")
     expect.that(seen.blocks <= 4, expected="at most blocks 0 to 3 to run", came_back=f"{seen.blocks} blocks ran",
                 why=f"{HOOK} is known before block 3 has even begun")
     expect.that(not seen.unembedded, expected="no logits", came_back="the model went on to the logits",

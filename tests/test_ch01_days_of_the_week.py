@@ -326,7 +326,8 @@ def test_any_point(impl, model):
 )
 def test_stops(impl, model):
     with impl.watch(model) as seen:
-        impl.last_token_resid(model, "Today is Friday", "blocks.3.hook_resid_pre")
+        got = impl.last_token_resid(model, "Today is Friday", "blocks.3.hook_resid_pre")
+    expect.shape(got, (model.cfg.d_model,), dims=("d_model",), why="one token, one layer: one vector")
     expect.that(
         seen.passes == 1, expected="one forward pass", came_back=f"{seen.passes} passes", why="one prompt, one hook"
     )
@@ -346,7 +347,8 @@ def test_stops(impl, model):
 )
 def test_leaves_nothing(impl, model):
     with impl.watch(model) as seen:
-        impl.last_token_resid(model, "Today is Friday", "blocks.20.hook_resid_pre")
+        got = impl.last_token_resid(model, "Today is Friday", "blocks.20.hook_resid_pre")
+    expect.shape(got, (model.cfg.d_model,), dims=("d_model",), why="one token, one layer: one vector")
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
@@ -485,10 +487,11 @@ def test_means_any_point(impl, model):
 )
 def test_means_cost(impl, model):
     with impl.watch(model) as seen:
-        impl.class_means(model, WEEKDAYS[:4], DAY_FRAMES, "blocks.3.hook_resid_pre")
+        got = impl.class_means(model, WEEKDAYS[:4], DAY_FRAMES, "blocks.3.hook_resid_pre")
+    expect.shape(got, (4, model.cfg.d_model), dims=("n_class", "d_model"), why="a row per class")
     expect.that(
-        seen.passes <= 8,
-        expected="at most 8 forward passes for 16 prompts",
+        1 <= seen.passes <= 8,
+        expected="between 1 and 8 forward passes for 16 prompts",
         came_back=f"{seen.passes} passes",
         why="the model reads many prompts at the price of a few when they come in one batch",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from utils.checking import Row, run_checks
+from utils.checking import Row, failures, run_checks
 from utils.errors import CourseError
 from utils.exercises import chapter_exercises, chapter_key
 from utils.expect import StudentError
@@ -84,9 +84,8 @@ def report(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     parts = [tabulate(table, headers=["", "exercise", "check", "points", "seconds"])]
-    for row in rows:
-        if not row.passed:
-            hint = f"\nHint: {row.hint}" if row.hint else ""
-            parts.append(f"{row.exercise}: {row.check}\n{row.message}{hint}")
+    for row in failures(rows):
+        hint = f"\nHint: {row.hint}" if row.hint else ""
+        parts.append(f"{row.exercise}: {row.check}\n{row.message}{hint}")
     parts.append(f"{sum(row.points for row in rows)} of {sum(row.max_points for row in rows)} points")
     return "\n\n".join(parts)

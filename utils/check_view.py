@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from utils.checking import Row
+from utils.checking import Row, failures
 from utils.exercises import Exercise
 
 ROWS_MIME = "application/vnd.sparse-circuits.check+json"
@@ -98,21 +98,12 @@ def _rows_html(found: Exercise, rows: Sequence[Row], kept: str) -> str:
         for row in rows
     ]
     body = _table(["Result", "Check", "Points", "Time"], table)
-    body += "".join(_failure_html(row, is_open=number == 0) for number, row in enumerate(_failures(rows)))
+    body += "".join(_failure_html(row, is_open=number == 0) for number, row in enumerate(failures(rows)))
     return _box(
         _verdict(found, rows),
         body + f"<div>{_inline(kept if done else _next_hint(found))}</div>",
         GREEN if done else RED,
     )
-
-
-def _failures(rows: Sequence[Row]) -> list[Row]:
-    """The failed rows, each message once: an unwritten stub fails every check for one reason."""
-    seen: dict[str, Row] = {}
-    for row in rows:
-        if not row.passed:
-            seen.setdefault(row.message, row)
-    return list(seen.values())
 
 
 def _failure_html(row: Row, is_open: bool) -> str:
@@ -132,7 +123,7 @@ def _rows_text(found: Exercise, rows: Sequence[Row], kept: str) -> str:
         f"  {'passed' if row.passed else 'FAILED'}  {row.check}  {row.points}/{row.max_points}  {row.seconds:.2f} s"
         for row in rows
     ]
-    for row in _failures(rows):
+    for row in failures(rows):
         lines += ["", row.check, *row.message.split("\n"), *([f"Hint: {row.hint}"] if row.hint else [])]
     done = all(row.passed for row in rows)
     return "\n".join([*lines, "", kept if done else _next_hint(found)])

@@ -134,6 +134,15 @@ def _row(implementation: Implementation, check: Check, call: pytest.CallInfo) ->
     )
 
 
+def failures(rows: Sequence[Row]) -> list[Row]:
+    """The failed rows, each exercise's message once: an unwritten stub fails every check for one reason."""
+    seen: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if not row.passed:
+            seen.setdefault((row.exercise, row.message), row)
+    return list(seen.values())
+
+
 def explain(error: BaseException, exercise: str, calls: Sequence[str]) -> str:
     """Why a check failed, in lines `Called: ...`, `Came back: ...`, `Expected: ...`, `Why: ...`."""
     called = f"Called: {calls[-1]}" if calls else ""

@@ -80,11 +80,11 @@ def bundled_names() -> list[str]:
 def dictionary_faults(name: str) -> list[str]:
     """What is wrong with the files of a bundled dictionary; nothing, if the list is empty."""
     found = []
-    for file, wanted in _manifest()[name]["files"].items():
+    for file, wanted in _manifest()[name]["sha256"].items():
         path = DICTIONARIES / name / file
         if not path.exists():
             found.append(f"{_shown(path)} is missing")
-        elif model_files.sha256(path) != wanted["sha256"]:
+        elif model_files.sha256(path) != wanted:
             found.append(f"{_shown(path)} is damaged (it has a wrong checksum)")
     return found
 

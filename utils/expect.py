@@ -79,7 +79,12 @@ def that(condition: bool, *, expected: str, came_back: Any, why: str = "", hint:
 def unpack(result: Any, names: Sequence[str]) -> tuple:
     """`result` as a tuple with one entry per name."""
     wanted = f"a tuple ({', '.join(names)})"
-    that(isinstance(result, tuple | list), expected=wanted, came_back=result, why="the signature promises a tuple")
+    that(
+        isinstance(result, tuple | list),
+        expected=wanted,
+        came_back=describe(result),
+        why="the signature promises a tuple",
+    )
     that(
         len(result) == len(names),
         expected=f"{wanted} of length {len(names)}",
@@ -94,7 +99,7 @@ def tensor(value: Any, *, name: str = "the result", why: str = "", hint: str | N
     that(
         isinstance(value, torch.Tensor | np.ndarray),
         expected=f"{name} to be a tensor",
-        came_back=value,
+        came_back=describe(value),
         why=why or "the signature promises a tensor",
         hint=hint,
     )
@@ -149,7 +154,7 @@ def close(
         that(
             isinstance(got, int | float | np.number | torch.Tensor | np.ndarray) and np.size(_array(got)) == 1,
             expected=f"{name} = {describe(want)}, a number",
-            came_back=got,
+            came_back=describe(got),
             why=why,
             hint=hint,
         )
@@ -175,7 +180,7 @@ def equal(got: Any, want: Any, *, why: str, name: str = "the result", hint: str 
         same = torch.equal(got.double(), want.double())
     else:
         same = type_matches(got, want) and bool(got == want)
-    that(same, expected=f"{name} = {describe(want)}", came_back=got, why=why, hint=hint)
+    that(same, expected=f"{name} = {describe(want)}", came_back=describe(got), why=why, hint=hint)
 
 
 def type_matches(got: Any, want: Any) -> bool:

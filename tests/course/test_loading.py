@@ -107,8 +107,8 @@ def bundle(tmp_path, monkeypatch):
     write_tiny_sae(folder, "blocks.9.hook_resid_pre", width=576)
     weights = folder / "sae_weights.safetensors"
     save_file({name: value.to(torch.float16) for name, value in load_file(weights).items()}, weights)
-    files = {path.name: {"sha256": model_files.sha256(path)} for path in folder.iterdir()}
-    (tmp_path / "manifest.json").write_text(json.dumps({"dictionaries": {"resid_pre.9": {"files": files}}}))
+    sums = {path.name: model_files.sha256(path) for path in folder.iterdir()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"dictionaries": {"resid_pre.9": {"sha256": sums}}}))
     monkeypatch.setattr(dictionaries, "DICTIONARIES", tmp_path)
     return tmp_path
 

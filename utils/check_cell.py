@@ -27,15 +27,16 @@ def check(exercise: Any) -> None:
     except LookupError as error:
         _show_note("No check was run", str(error))
         return
+    live = _session_names().get(found.name) if isinstance(exercise, str) else exercise
     try:
-        rows = run_checks(found.chapter, [_live(found, exercise)], [found.name])
+        rows = run_checks(found.chapter, [_implementation(found, live)], [found.name])
     except Interrupted:
         _show_note(
             "Stopped",
             f"You interrupted the check of `{found.name}`. Nothing was lost; run the cell again when you like.",
         )
         return
-    kept = _keep(found, exercise) if all(row.passed for row in rows) else ""
+    kept = _keep(found, live) if all(row.passed for row in rows) else ""
     _record(found, rows)
     _show(check_view(found, rows, kept))
 
@@ -104,16 +105,13 @@ def _exercise(given: Any) -> Exercise:
     return find_exercise(name)
 
 
-def _live(found: Exercise, given: Any) -> Implementation:
-    """The implementation in the student's session: the object given, and what else the session defines."""
-    session = _session_names()
-    return Implementation(
-        LocalBackend(
-            ChainMap({found.name: session.get(found.name) if isinstance(given, str) else given}, session),
-            "Your notebook",
-        ),
-        "notebook",
-    )
+def _implementation(found: Exercise, live: Any) -> Implementation:
+    """The implementation in the student's session: the object to check, and what else the session defines.
+
+    `mine` stays what has passed: a session may hold the bare stub of an exercise that was solved last week.
+    """
+    chosen = {} if live is None else {found.name: live}
+    return Implementation(LocalBackend(ChainMap(chosen, _session_names()), "Your notebook", tools=chosen), "notebook")
 
 
 def _session_names() -> dict[str, Any]:
@@ -134,9 +132,8 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _keep(found: Exercise, given: Any) -> str:
+def _keep(found: Exercise, live: Any) -> str:
     """Keep what passed for later chapters; returns a sentence for the student."""
-    live = _session_names().get(found.name) if isinstance(given, str) else given
     try:
         taken = extract(_session_source(live), found.name, constants_only=True)
     except (NotDefined, OSError, TypeError):

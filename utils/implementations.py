@@ -127,10 +127,15 @@ def describe_argument(value: Any) -> str:
 
 
 class LocalBackend:
-    """Runs the implementation in this process. `namespace` maps exercise names to objects."""
+    """Runs the implementation in this process.
 
-    def __init__(self, namespace: Mapping[str, Any], source: str):
+    `namespace` maps exercise names to objects, `source` says in messages where they are defined, and `tools` is what
+    `mine` finds first while a check runs: the namespace, unless told otherwise.
+    """
+
+    def __init__(self, namespace: Mapping[str, Any], source: str, tools: Mapping[str, Any] | None = None):
         self.namespace, self.source = namespace, source
+        self.tools = namespace if tools is None else tools
 
     def lookup(self, name: str) -> Any:
         if name not in self.namespace:
@@ -149,7 +154,7 @@ class LocalBackend:
 
     @contextmanager
     def check(self, needs_model: bool, seconds: float) -> Iterator[None]:
-        with kept.using(self.namespace), time_limit(seconds):
+        with kept.using(self.tools), time_limit(seconds):
             yield
 
 

@@ -8,6 +8,7 @@ from IPython.utils.capture import capture_output
 
 from utils import check_cell, kept, results
 from utils.check_view import ROWS_MIME
+from utils.exercises import find_exercise
 from utils.implementations import solution_file
 
 SOLUTION = solution_file("03").read_text()
@@ -102,6 +103,15 @@ def test_names_of_the_notebook_that_can_not_be_kept_are_named(session):
     session(SOLUTION.replace("self._values = values\n", "self._values = values if secret else 0\n", 1))
     (shown,) = session("check(SparseTensor)")
     assert "It uses `secret` from your notebook, so it is not kept" in shown["text/plain"]
+
+
+def test_a_stub_in_the_session_does_not_hide_what_has_passed(session, monkeypatch):
+    monkeypatch.setattr(kept.mine, "_passed", {"earlier": lambda: "passed"})
+    session("def earlier():\n    raise NotImplementedError\n\ndef later():\n    return mine.earlier()")
+    later = check_cell._session_names()["later"]
+    implementation = check_cell._implementation(find_exercise("SparseTensor"), later)
+    with implementation._backend.check(needs_model=False, seconds=5):
+        assert implementation.SparseTensor() == "passed"
 
 
 def test_damaged_progress_is_no_catastrophe(session):

@@ -230,10 +230,12 @@ def _download_failed(log: str) -> CourseError:
 
 
 def _bytes_under(folder: Path) -> int:
+    """Bytes in the files below a folder, in which pip makes and removes things meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip may have moved it on meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):  # passes over folders that have gone, where `rglob` raises
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
     return total
 
 

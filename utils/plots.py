@@ -71,13 +71,7 @@ def lines(
             showlegend=False,
             hovertemplate=f"{name}<br>{xlabel} %{{x:.4g}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
         )
-    for name, height in (horizontal or {}).items():
-        figure.add_hline(
-            y=float(height),
-            line={"color": INK, "dash": "dot", "width": 1.5},
-            annotation_text=name,
-            annotation_font_color=INK,
-        )
+    _reference_lines(figure, horizontal or {})
     figure.update_xaxes(type="log" if log_x else None)
     figure.update_yaxes(type="log" if log_y else None)
     figure.update_layout(showlegend=len(series) > 1)
@@ -199,13 +193,7 @@ def bars(
             marker_pattern_shape=_cycle(("", "/", ".", "x"), number),
             hovertemplate=f"{name}<br>%{{x}}<br>{ylabel} %{{y:.4g}}<extra></extra>",
         )
-    for name, height in (horizontal or {}).items():
-        figure.add_hline(
-            y=float(height),
-            line={"color": INK, "dash": "dot", "width": 1.5},
-            annotation_text=name,
-            annotation_font_color=INK,
-        )
+    _reference_lines(figure, horizontal or {})
     figure.update_layout(showlegend=len(series) > 1, barmode="group")
     figure.update_xaxes(type="category")
     show(_labelled(figure, title, xlabel, ylabel), alt)
@@ -297,6 +285,16 @@ def _demand_labels(figure: go.Figure, alt: str) -> None:
     axes = [*figure.select_xaxes(), *figure.select_yaxes()]
     if not (figure.layout.title.text and alt.strip() and all(axis.title.text for axis in axes)):
         raise ValueError("a figure needs a title, a label on every axis and its content in words (alt)")
+
+
+def _reference_lines(figure: go.Figure, heights: Mapping[str, float]) -> None:
+    for name, height in heights.items():
+        figure.add_hline(
+            y=float(height),
+            line={"color": INK, "dash": "dot", "width": 1.5},
+            annotation_text=name,
+            annotation_font_color=INK,
+        )
 
 
 def _labelled(figure: go.Figure, title: str, xlabel: str, ylabel: str) -> go.Figure:

@@ -28,7 +28,7 @@ class Recipe:
     layer: int
     d_sae: int = 4096
     k: int = 64
-    tokens: int = 1_500_000
+    tokens: int = 3_000_000
     learning_rate: float = 3e-3
     seed: int = 0
     earlier: str | None = None
@@ -71,12 +71,17 @@ class Recipe:
 _ALL = (
     Recipe("resid_pre.3", "resid", 3, d_sae=8192),
     Recipe("resid_pre.6", "resid", 6, k=32, earlier="resid_pre.3"),
-    Recipe("resid_pre.15", "resid", 15, tokens=1_200_000),
-    Recipe("resid_pre.24", "resid", 24, tokens=1_200_000),
-    Recipe("z.16", "z", 16, tokens=1_200_000),
-    Recipe("z.17", "z", 17, tokens=1_200_000),
-    *(Recipe(f"transcoder.{n}", "transcoder", n, d_sae=3072, tokens=1_000_000, learning_rate=5e-3) for n in range(9)),
-    Recipe("temporal.15", "temporal", 15, d_sae=2048, k=64, tokens=800_000),
+    Recipe("resid_pre.15", "resid", 15),
+    Recipe("resid_pre.24", "resid", 24),
+    Recipe("z.16", "z", 16),
+    Recipe("z.17", "z", 17),
+    *(
+        Recipe(
+            f"transcoder.{n}", "transcoder", n, d_sae=3072, k=64 if n < 3 else 96, tokens=2_000_000, learning_rate=4e-3
+        )
+        for n in range(9)
+    ),
+    Recipe("temporal.15", "temporal", 15, d_sae=2048, tokens=2_000_000),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 PAIRS = (("resid_pre.3", "resid_pre.6"), ("z.16", "z.17"))

@@ -77,7 +77,8 @@ def sae_config(one: Recipe, **extra: Any) -> dict[str, Any]:
 def stored_dtype(name: str, weight: Tensor) -> torch.dtype:
     if weight.dim() == 1:
         return torch.float32
-    return torch.float8_e4m3fn if name == "W_dec" else torch.float16
+    # What only mixes or writes codes bears 8 bits. An encoder decides which latents are active, and does not.
+    return torch.float8_e4m3fn if name.endswith(("W_dec", "v_ctx.weight", "c_proj.weight")) else torch.float16
 
 
 def write_dictionary(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:

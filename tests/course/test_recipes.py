@@ -190,7 +190,7 @@ def test_temporal_training_resumes_and_opens_in_saelens(cache: Path) -> None:
     write_dictionary(cache / "temporal", *config_and_weights(one))
     sae = SAE.load_from_disk(cache / "temporal")
     x = planted(2, 63)
-    assert (sae(x) - training.sae(x)).norm() / training.sae(x).norm() < 0.04
+    assert (sae(x) - training.sae(x)).norm() / training.sae(x).norm() < 0.06
 
 
 def test_rule_scores_a_token_latent_high_and_noise_at_chance() -> None:

@@ -1,21 +1,51 @@
-"""Names for what the course itself has loaded, so that it crosses between judge and worker without being sent."""
+"""How what is not plain data crosses from judge to worker: what the course has loaded by its name, a small dictionary
+that a check built by its configuration and weights."""
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import utils
+from utils import plain
 
 
-def name_of(item: Any) -> str | None:
-    """The name of a course object, or None for anything else."""
+def tag_of(item: Any) -> dict | None:
+    """What stands for `item` in a message, or None if it can not cross."""
+    name = _name_of(item)
+    if name:
+        return {"course": name}
+    if _is_dictionary(item):
+        weights = base64.b64encode(plain.dumps(dict(item.state_dict()))).decode()
+        return {"dictionary": item.cfg.to_dict(), "weights": weights}
+    return None
+
+
+def from_tag(tag: dict) -> Any:
+    """The object in this process that a tag stands for, or None if the tag is no such."""
+    if "course" in tag:
+        return named(tag["course"])
+    if "dictionary" not in tag:
+        return None
+    from sae_lens import SAE
+
+    built = SAE.from_dict(tag["dictionary"])
+    built.load_state_dict(plain.loads(base64.b64decode(tag["weights"])))
+    return built.eval().requires_grad_(False)
+
+
+def named(name: str) -> Any:
+    """The course's object of that name in this process."""
+    course = utils.load()
+    return course.model if name == "model" else course.dictionaries[name]
+
+
+def _name_of(item: Any) -> str | None:
     course = utils.load()
     if item is course.model:
         return "model"
     return next((name for name, loaded in course.dictionaries.loaded().items() if item is loaded), None)
 
 
-def named(name: str) -> Any:
-    """The course object of that name in this process."""
-    course = utils.load()
-    return course.model if name == "model" else course.dictionaries[name]
+def _is_dictionary(item: Any) -> bool:
+    return any(base.__module__.startswith("sae_lens.saes.") for base in type(item).__mro__)

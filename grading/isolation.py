@@ -1,8 +1,9 @@
 """The implementation under test in a process of its own: plain data crosses, student objects stay behind handles.
 
 This is the judge's side. It starts `grading.worker` on one Python file and talks to it over a pipe in bytes that
-reading never executes (`utils.plain`). Course objects, such as the model, cross by name. Autograd works across: the
-worker keeps the graph of each call and answers vector-Jacobian products.
+reading never executes (`utils.plain`). Course objects, such as the model, cross by name, small dictionaries that a
+check has built by their weights. Autograd works across: the worker keeps the graph of each call and answers
+vector-Jacobian products.
 """
 
 from __future__ import annotations
@@ -200,8 +201,7 @@ def _with_leaves(tree: Any, leaves: list[Leaf]) -> Any:
 def _outgoing(item: Any) -> dict | None:
     if isinstance(item, RemoteReference):
         return {"reference": item.number}
-    name = course_objects.name_of(item)
-    return {"course": name} if name else None
+    return course_objects.tag_of(item)
 
 
 def _wants_gradient(leaf: Any) -> bool:

@@ -61,8 +61,8 @@ class Worker:
             if tag["grad"]:
                 leaves.append(tensor.requires_grad_())
             return tensor
-        if "course" in tag:
-            return course_objects.named(tag["course"])
+        if "reference" not in tag:
+            return course_objects.from_tag(tag)
         value, its_leaves = self.objects[tag["reference"]]
         leaves.extend(leaf for leaf in its_leaves if not any(leaf is known for known in leaves))
         return value

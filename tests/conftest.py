@@ -21,3 +21,11 @@ def model():
     from utils import load
 
     return load().model
+
+
+@pytest.fixture(scope="session")
+def dictionaries():
+    """The default profile's dictionaries by name, each loaded when it is first asked for."""
+    from utils import load
+
+    return load().dictionaries

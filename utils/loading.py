@@ -72,8 +72,9 @@ def _load(profile: Profile) -> Course:
 
 def _boot(profile: Profile, source: str, device: str) -> SAETransformerBridge:
     import torch
-    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
     from transformers import AutoTokenizer
+
+    from utils.bridge import SAETransformerBridge
 
     model = SAETransformerBridge.boot_transformers(
         source,
@@ -82,6 +83,7 @@ def _boot(profile: Profile, source: str, device: str) -> SAETransformerBridge:
         # Half the memory where memory is what is short; bfloat16 keeps float32's range.
         dtype=torch.bfloat16 if device == "cuda" else torch.float32,
     )
+    model.__class__ = SAETransformerBridge  # whichever class it is booted as
     model.enable_compatibility_mode(no_processing=not profile.processed)
     model.cfg.model_name = profile.model_id
     model.eval()

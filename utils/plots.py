@@ -172,6 +172,49 @@ def loops(
     show(figure, alt)
 
 
+def clouds(
+    panels: Mapping[str, Any],
+    *,
+    labels: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    columns: int = 2,
+) -> None:
+    """The same labelled points in several panels, each a named cloud [n, 2], in rows of so many columns."""
+    rows = -(-len(panels) // columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=list(panels), vertical_spacing=0.15, horizontal_spacing=0.12
+    )
+    for number, cloud in enumerate(panels.values()):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
+        points = _plain(cloud)
+        width, height = (max(values) - min(values) for values in zip(*points, strict=True))
+        for point, (label, (across, up)) in enumerate(zip(labels, points, strict=True)):
+            is_crowned = any(abs(x - across) < 0.4 * width and 0 < y - up < 0.2 * height for x, y in points)
+            figure.add_scatter(
+                x=[across],
+                y=[up],
+                mode="markers+text",
+                text=[label],
+                textposition="bottom center" if is_crowned else "top center",
+                name=label,
+                marker={"color": _cycle(COLOURS, point), "symbol": _cycle(SYMBOLS, point), "size": 11},
+                textfont={"color": INK},
+                hovertemplate=f"{label}<br>{xlabel} %{{x:.3g}}<br>{ylabel} %{{y:.3g}}<extra></extra>",
+                **place,
+            )
+        for update, name, values in (
+            (figure.update_xaxes, xlabel, [across for across, _ in points]),
+            (figure.update_yaxes, ylabel, [up for _, up in points]),
+        ):
+            margin = 0.25 * (max(values) - min(values))  # room for the labels
+            update(title=name, range=[min(values) - margin, max(values) + margin], **place)
+    figure.update_layout(showlegend=False, title=title, height=80 + 320 * rows)
+    show(figure, alt)
+
+
 def bars(
     series: Mapping[str, Any],
     *,
@@ -314,3 +357,82 @@ def _plain(values: Any) -> Any:
 
 def _cycle(choices: Sequence[str], number: int) -> str:
     return choices[number % len(choices)]
+
+
+def grouped_heatmap(
+    values: Any,
+    *,
+    x_groups: Sequence[str],
+    y_groups: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    colorlabel: str,
+    alt: str,
+    boxes: Sequence[tuple[str, str]] = (),
+) -> None:
+    """A large matrix [rows, columns], the first row on top, whose rows and columns come in named groups.
+
+    Args:
+        x_groups, y_groups: the group of each column and of each row; the members of a group stand side by side.
+        boxes: (row group, column group) pairs to frame.
+    """
+    rows = _plain(values)
+    known = [abs(value) for row in rows for value in row if value is not None]
+    largest, is_signed = max(known, default=1.0), any(value is not None and value < 0 for row in rows for value in row)
+    across, down = _spans(x_groups), _spans(y_groups)
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=[[None if value is None else float(f"{value:.3g}") for value in row] for row in rows],
+        customdata=[[f"{xlabel} {column}<br>{ylabel} {row}" for column in x_groups] for row in y_groups],
+        colorscale=BOTH_WAYS if is_signed else ONE_WAY,
+        zmin=-largest if is_signed else 0,
+        zmax=largest,
+        colorbar={"title": {"text": colorlabel, "side": "right"}, "outlinewidth": 0},
+        hovertemplate=f"%{{customdata}}<br>{colorlabel} %{{z:.3g}}<extra></extra>",
+    )
+    for spans, edge in ((across, "x"), (down, "y")):
+        other = "y" if edge == "x" else "x"
+        for start, _ in list(spans.values())[1:]:
+            line = {f"{edge}0": start, f"{edge}1": start, f"{other}0": 0, f"{other}1": 1, f"{other}ref": "paper"}
+            figure.add_shape(type="line", line={"color": GRID, "width": 1}, layer="below", **line)
+    for row, column in boxes:
+        (x0, x1), (y0, y1) = across[column], down[row]
+        figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line={"color": COLOURS[4], "width": 2})
+    figure.update_xaxes(tickvals=[sum(span) / 2 for span in across.values()], ticktext=list(across), showgrid=False)
+    figure.update_yaxes(tickvals=[sum(span) / 2 for span in down.values()], ticktext=list(down), showgrid=False)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(height=560)
+    show(_labelled(figure, title, xlabel, ylabel), alt)
+
+
+def _spans(groups: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Group -> where it begins and ends, with cells of width 1 around whole numbers."""
+    spans: dict[str, tuple[float, float]] = {}
+    for place, name in enumerate(groups):
+        spans[name] = (spans[name][0] if name in spans else place - 0.5, place + 0.5)
+    return spans
+
+
+def attention_heads(patterns: Any, tokens: Sequence[str], *, names: Sequence[str], title: str, alt: str) -> None:
+    """Attention patterns [head, from, to] as circuitsvis draws them: choose a head, point at a token.
+
+    Its script is written into the output, so that it needs no network.
+    """
+    from circuitsvis.attention import attention_heads as drawn
+    from IPython.display import HTML, display
+
+    rounded = [[[round(value, 4) for value in row] for row in pattern] for pattern in _plain(patterns)]
+    view = drawn(attention=rounded, tokens=list(tokens), attention_head_names=list(names))
+    words = f"{title}. {alt}"
+    style = "margin: 0; padding: 8px; background: #fff; color: #000"
+    box = f'<figure role="img" aria-label="{html.escape(words)}" style="{style}">'
+    display(
+        {
+            "text/html": f"{box}<figcaption><b>{html.escape(title)}</b></figcaption>{view.local_src}</figure>",
+            "text/plain": f"Figure: {words}",
+        },
+        raw=True,
+    )
+    summary = f"<summary>The figure in words</summary><p>{html.escape(words)}</p>"
+    display(HTML(f"<details>{summary}</details>"))

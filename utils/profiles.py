@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from utils.errors import CourseError
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,17 @@ PROFILES = {
         ),
     )
 }
+
+
+def first_position(model: Any) -> int:
+    """The first token position whose latents count, in the profile that `model` belongs to.
+
+    1 where the profile's dictionaries were not trained on the attention-sink position: there the stream passes through
+    untouched, and its latents do not count as active. Else 0.
+
+    :raises CourseError: the model is of no profile
+    """
+    for profile in PROFILES.values():
+        if profile.model_id == model.cfg.model_name:
+            return 0 if profile.sink_in_training else 1
+    raise CourseError(f"{model.cfg.model_name} belongs to no profile: use the model that load() gives.")

@@ -28,6 +28,7 @@ def fails(x): raise ValueError(f"no {x}")
 def sleeps(): time.sleep(60)
 def dies(): os._exit(3)
 def shape_of(x): return x.shape
+def encoded(sae, x): return type(sae).__name__, sae.encode(x)
 """
 
 
@@ -37,6 +38,13 @@ def remote(tmp_path_factory):
     file.write_text(textwrap.dedent(FILE))
     with isolated(file) as implementation:
         yield implementation
+
+
+@pytest.fixture
+def small_dictionary():
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    return TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)).eval().requires_grad_(False)
 
 
 def rows_without_seconds(rows):
@@ -60,6 +68,13 @@ def test_plain_data_and_errors_cross(remote):
     assert remote.shape_of(torch.zeros(2, 3)) == (2, 3)
     with pytest.raises(StudentError, match="ValueError: no 7"):
         remote.fails(7)
+
+
+def test_a_dictionary_that_a_check_built_crosses(remote, small_dictionary):
+    x = torch.randn(2, 4)
+    name, acts = remote.encoded(small_dictionary, x)
+    assert name == "TopKSAE"
+    assert torch.equal(acts, small_dictionary.encode(x))
 
 
 def test_gradients_cross_in_both_directions(remote):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from utils import dictionaries, loading, model_files
 from utils.dictionaries import Dictionaries
 from utils.errors import CourseError
 from utils.paths import ROOT
-from utils.profiles import PROFILES
+from utils.profiles import PROFILES, first_position
 
 PROMPT = "The Eiffel tower is in the city of"
 
@@ -250,3 +251,13 @@ def test_nothing_is_left_behind_by_a_failed_load(monkeypatch):
     with pytest.raises(CourseError):
         loading.load("gpt2")
     assert "gpt2" not in loading._courses
+
+
+def test_the_first_position_that_counts_is_the_profiles():
+    def named(name):
+        return SimpleNamespace(cfg=SimpleNamespace(model_name=name))
+
+    assert first_position(named(PROFILES["smollm2"].model_id)) == 1
+    assert first_position(named("gpt2")) == 0
+    with pytest.raises(CourseError, match="belongs to no profile"):
+        first_position(named("some-model"))

@@ -8,7 +8,7 @@ LAB_ARGS ?=
 BIN := $(CURDIR)/.venv/bin
 COURSE := $(BIN)/course
 
-.PHONY: lab test environment model build execute browser lint doctor clean
+.PHONY: lab test environment model build execute bench browser lint doctor clean
 
 lab: model ; @PATH="$(BIN):$$PATH" $(BIN)/jupyter lab $(LAB_ARGS) chapters/00_start_here.ipynb
 test: model ; $(COURSE) dev && $(BIN)/python -m pytest
@@ -16,6 +16,7 @@ environment: ; @$(PYTHON) bootstrap.py
 model: environment ; @$(COURSE) model
 build: environment ; $(COURSE) build
 execute: model ; $(COURSE) execute
+bench: model ; $(COURSE) bench
 browser: model ; $(BIN)/pip install --quiet --constraint requirements.lock playwright && $(BIN)/python -m pytest -m browser
 lint: environment ; $(BIN)/ruff check .
 doctor: environment ; @$(COURSE) doctor

@@ -13,6 +13,7 @@ COMMANDS = {
     "fill": ("authoring.fill", "write a chapter's notebook with its exercises taken from a Python file"),
     "execute": ("authoring.execute", "run chapters with the reference filled in"),
     "dev": ("authoring.dev", "prove that every check accepts right and rejects wrong solutions"),
+    "bench": ("kernels.bench.run", "time the kernels against plain formulations of the same quantities"),
     "restamp": ("authoring.restamp", "change the repository's address everywhere"),
 }
 

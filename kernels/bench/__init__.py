@@ -1,0 +1,1 @@
+"""`make bench`: every kernel against the plain formulation of the same quantity."""

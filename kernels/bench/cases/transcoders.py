@@ -1,0 +1,107 @@
+"""Top examples of many latents, and the influences between active latents, against what one would write first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kernels.bench.case import Case, Goal, Problem
+from kernels.bench.inputs import passages
+from kernels.top_examples import encode, read, top_examples
+from kernels.transcoders import active_influences
+from utils.profiles import first_position
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from torch import Tensor
+
+    from utils.loading import Course
+
+SEQ = 64
+N_LATENTS = 100
+K, BUFFER = 10, 5
+
+
+# ---- top examples
+
+
+@torch.no_grad()
+def one_pass_for_each(course: Course, dictionary: SAE[Any], tokens: Tensor, latents: list[int]) -> Tensor:
+    """The activations at the k places of each latent, `[n_latents, k]`, by a run of the model per latent."""
+    return torch.stack([examples_of_one(course, dictionary, tokens, latent) for latent in latents])
+
+
+def examples_of_one(course: Course, dictionary: SAE[Any], tokens: Tensor, latent: int) -> Tensor:
+    hook_name = dictionary.cfg.metadata.hook_name
+    layer = int(hook_name.split(".")[1])
+    _, seen = course.model.run_with_cache(tokens, names_filter=hook_name, stop_at_layer=layer + 1)
+    acts = dictionary.encode(seen[hook_name])[..., latent]
+    acts[:, : max(BUFFER, first_position(course.model))] = 0
+    acts[:, -BUFFER:] = 0
+    best = []
+    for _ in range(K):
+        row, column = divmod(acts.argmax().item(), acts.shape[1])
+        best.append(acts[row, column].clone())
+        acts[row, max(0, column - BUFFER) : column + BUFFER + 1] = 0
+    return torch.stack(best)
+
+
+def top_examples_problem(course: Course, rows: int) -> Problem:
+    dictionary = course.dictionaries["transcoder.8"]
+    tokens = passages(course, length=SEQ, count=rows)
+    latents = busiest(course, dictionary, tokens)
+    start = first_position(course.model)
+    return Problem(
+        kernel=lambda: top_examples(course.model, dictionary, tokens, latents, K, BUFFER, start)[0],
+        dense=lambda: one_pass_for_each(course, dictionary, tokens, latents),
+    )
+
+
+def busiest(course: Course, dictionary: SAE[Any], tokens: Tensor) -> list[int]:
+    """The latents that are active at most places."""
+    with torch.no_grad():
+        acts = encode(dictionary, read(course.model, dictionary, tokens), torch.arange(dictionary.cfg.d_sae))
+    return (acts > 0).flatten(0, 1).sum(dim=0).topk(N_LATENTS).indices.tolist()
+
+
+# ---- influences between active latents
+
+
+def dense_influences(transcoder_from: SAE[Any], transcoder_to: SAE[Any], acts_from: Tensor, acts_to: Tensor) -> Tensor:
+    """All pairs of latents at all positions; those of active pairs are picked out at the end."""
+    with torch.no_grad():
+        products = transcoder_from.W_dec @ transcoder_to.W_enc
+        influences = acts_from[:, :, None] * products
+        return influences[(acts_from[:, :, None] > 0) & (acts_to[:, None, :] > 0)]
+
+
+def influences_problem(course: Course, positions: int) -> Problem:
+    pair = [course.dictionaries["transcoder.7"], course.dictionaries["transcoder.8"]]
+    tokens = passages(course, length=positions + 1)
+    with torch.no_grad():
+        acts = [
+            encode(transcoder, read(course.model, transcoder, tokens), torch.arange(transcoder.cfg.d_sae))[0, 1:]
+            for transcoder in pair
+        ]
+    return Problem(
+        kernel=lambda: active_influences(*pair, *acts)[0].detach(),
+        dense=lambda: dense_influences(*pair, *acts),
+    )
+
+
+CASES = (
+    Case(
+        name=f"top {K} examples of {N_LATENTS} latents of transcoder.8",
+        size_name=f"rows of {SEQ} tokens",
+        sizes=(2, 4, 8),
+        goal=Goal(speed=50),
+        make=top_examples_problem,
+    ),
+    Case(
+        name="influences between active latents, transcoder.7 on transcoder.8",
+        size_name="tokens",
+        sizes=(4, 8, 16),
+        make=influences_problem,
+    ),
+)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import subprocess
+import sys
 from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 from tabulate import tabulate
 
+from authoring.costs import Cost, costs_of, record
 from authoring.stubs import stub_module
+from utils import load
 from utils.checking import Row, run_checks
 from utils.exercises import Exercise, chapter_exercises, chapter_key, checker_files
-from utils.implementations import Implementation, LocalBackend, reference, solution_file
+from utils.implementations import Implementation, LocalBackend, solution_file
+from utils.paths import ROOT
 from utils.variants import Variant, variants_of
 
 WRONG_AT_LEAST = 4
@@ -24,14 +31,39 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status 0 only if every exercise is proved."""
     parser = argparse.ArgumentParser(prog="course dev", description=__doc__)
     parser.add_argument("chapters", nargs="*", help="chapters to prove; all if none is named")
-    chapters = [chapter_key(text) for text in parser.parse_args(arguments).chapters] or list(checker_files())
-    complaints = []
+    parser.add_argument("--record", action="store_true", help="write what all chapters' checks cost to tests/COSTS.md")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at once, each on one core")
+    options = parser.parse_args(arguments)
+    chapters = [chapter_key(text) for text in options.chapters] or list(checker_files())
+    if len(chapters) > 1 and not options.record:
+        return prove_side_by_side(chapters, options.jobs)
+    load()  # what checks cost is told without it
+    complaints, all_costs = [], []
     for chapter in chapters:
-        rows = run_checks(chapter, [reference(chapter), stubs(chapter), nothing(chapter), *variants(chapter)])
+        costs, rows = costs_of(chapter)
+        rows += run_checks(chapter, [stubs(chapter), nothing(chapter), *variants(chapter)])
         complaints += list(complaints_about(chapter, rows))
-        print(f"Chapter {chapter}\n{table(chapter, rows)}\n")
+        all_costs += costs
+        print(f"Chapter {chapter}\n{table(chapter, costs)}\n", flush=True)
+    if options.record:
+        record(all_costs)
     print("\n".join(complaints) or "Every exercise is proved.")
     return 1 if complaints else 0
+
+
+def prove_side_by_side(chapters: Sequence[str], jobs: int) -> int:
+    """Each chapter in a process of its own: small checks gain nothing from a second thread, and much from a core."""
+
+    def prove(chapter: str) -> int:
+        command = [sys.executable, "-m", "course", "dev", chapter]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        print(done.stdout + (done.stderr if done.returncode else ""), flush=True)
+        return done.returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return max(pool.map(prove, chapters))
 
 
 def stubs(chapter: str) -> Implementation:
@@ -118,19 +150,17 @@ def _judge(variant: Variant, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{variant.exercise}: {variant.label} fails, but nothing says {variant.hint!r}. Said: {said}"
 
 
-def table(chapter: str, rows: Sequence[Row]) -> str:
-    """Per exercise: checks, points, the reference's seconds, and how many implementations were tried."""
+def table(chapter: str, costs: Sequence[Cost]) -> str:
+    """Per exercise: checks, points, what the checks cost on the reference, and how many solutions were tried."""
     lines = []
-    for exercise in chapter_exercises(chapter):
-        seconds = sum(row.seconds for row in rows if (row.exercise, row.implementation) == (exercise.name, "reference"))
+    for exercise, cost in zip(chapter_exercises(chapter), costs, strict=True):
         about = [variant for variant in chapter_variants(chapter) if variant.exercise == exercise.name]
         wrong = sum(variant.mistake is not None for variant in about)
-        lines.append(
-            [exercise.number, exercise.name, len(exercise.checks), exercise.points, seconds, len(about) - wrong, wrong]
-        )
+        counts = [len(exercise.checks), exercise.points, len(about) - wrong, wrong]
+        lines.append([exercise.number, exercise.name, *counts, max(cost.seconds, default=0), cost.peak_gb])
     return tabulate(
         lines,
-        headers=["", "exercise", "checks", "points", "seconds", "right", "wrong"],
+        headers=["", "exercise", "checks", "points", "right", "wrong", "slowest, s", "peak, GB"],
         floatfmt=".2f",
         disable_numparse=[0],
     )

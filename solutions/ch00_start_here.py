@@ -24,9 +24,7 @@ def position_norms(model, prompts: list[str], hook_name: str) -> Float[Tensor, "
     norms = []
     for prompt in prompts:
         with torch.no_grad():
-            _, cache = model.run_with_cache(
-                model.to_tokens(prompt), names_filter=hook_name, stop_at_layer=block + 1
-            )
+            _, cache = model.run_with_cache(model.to_tokens(prompt), names_filter=hook_name, stop_at_layer=block + 1)
         norms.append(cache[hook_name][0].norm(dim=-1))
     return pad_sequence(norms, batch_first=True, padding_value=float("nan")).nanmean(dim=0)
     # END SOLUTION

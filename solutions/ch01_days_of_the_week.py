@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
+from scipy.cluster import hierarchy
 from torch import Tensor
 
+from utils import mine
+
 if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
+    from sae_lens import SAE
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
 
@@ -126,6 +130,150 @@ def calendar_order_p_value(coords: Float[Tensor, "n 2"]) -> float:
     """
     # BEGIN SOLUTION
     return 2 / math.factorial(len(coords) - 1) if calendar_order_score(coords) == 1 else 1.0
+    # END SOLUTION
+
+
+def features_active_on(
+    model: "SAETransformerBridge", sae: "SAE", prompts: Sequence[str], threshold: float = 0.0
+) -> Int[Tensor, " n"]:
+    """The latents that are active on the last token of at least one prompt.
+
+    Args:
+        model: the language model.
+        sae: a dictionary on its residual stream; where it reads stands in ``sae.cfg.metadata.hook_name``.
+        prompts: any texts, of different length.
+        threshold: an activation must be larger than this, in the dictionary's units.
+
+    Returns:
+        The latents' numbers, sorted, each once (int64).
+    """
+    # BEGIN SOLUTION
+    # With one template that is the class itself, a class mean is a prompt's own last-token activation.
+    last = mine.class_means(model, prompts, ["{}"], sae.cfg.metadata.hook_name)
+    return (sae.encode(last) > threshold).any(dim=0).nonzero().squeeze(1)
+    # END SOLUTION
+
+
+def decoder_pca(sae: "SAE", latents: Int[Tensor, " n"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"]]:
+    """Principal components of some latents' decoder rows.
+
+    Args:
+        sae: any dictionary; its decoder ``W_dec`` is ``[d_sae, d_model]`` and may be larger than free memory.
+        latents: which rows, in which order.
+        k: how many components, at most ``min(n, d_model)``.
+
+    Returns:
+        ``coords``: the rows' coordinates, centred. ``explained_variance_ratio``: each component's share of the total.
+
+    In single precision, whatever the decoder is stored in. Extra memory grows with ``n``, not with ``d_sae``.
+    """
+    # BEGIN SOLUTION
+    rows = sae.W_dec[latents].float()
+    coords, _, ratio = mine.pca(rows, k)
+    return coords, ratio
+    # END SOLUTION
+
+
+def circle_cluster(
+    sae: "SAE", class_acts: Float[Tensor, "n_class d_sae"], latents: Int[Tensor, " n"], n_clusters: int
+) -> Int[Tensor, " m"]:
+    """The cluster of latents whose reconstruction of the classes best keeps the calendar's circle.
+
+    The decoder rows of ``latents`` are clustered by cosine similarity, with average linkage, into ``n_clusters``. Each
+    cluster alone reconstructs the classes: activations times decoder rows, summed over the cluster. The reconstruction
+    is projected on its first two principal components and scored by ``calendar_order_score``. After Engels et al.,
+    2024 (arXiv 2405.14860), who cluster the whole dictionary.
+
+    Args:
+        sae: the dictionary.
+        class_acts: mean activation of every latent on every class, classes in calendar order.
+        latents: the candidates.
+        n_clusters: how many clusters to make of them.
+
+    Returns:
+        The latents of the best cluster, sorted. Of equal scores, the one whose reconstruction varies more between the
+        classes. A reconstruction that lies on a line or in a point (its second component has less than 1 % of the
+        variance) is no circle, whatever its score.
+
+    Raises:
+        ValueError: if there are fewer latents than clusters, or if no cluster reconstructs more than a line.
+    """
+    # BEGIN SOLUTION
+    if len(latents) < n_clusters:
+        raise ValueError(f"{len(latents)} latents can not be put into {n_clusters} clusters")
+    directions = torch.nn.functional.normalize(sae.W_dec[latents].float(), dim=1)
+    distances = (1 - directions @ directions.T)[*torch.triu_indices(len(latents), len(latents), offset=1)]
+    labels = hierarchy.fcluster(hierarchy.linkage(distances.numpy(), "average"), n_clusters, "maxclust")
+    labels = torch.from_numpy(labels)
+
+    found = []
+    for label in labels.unique():
+        cluster = latents[labels == label].sort().values
+        means = class_acts[:, cluster] @ sae.W_dec[cluster]
+        coords, _, ratio = mine.pca(means, 2)
+        if ratio[1] >= 0.01:
+            found.append((mine.calendar_order_score(coords), means.var(dim=0).sum().item(), cluster))
+    if not found:
+        raise ValueError(f"none of {n_clusters} clusters of {len(latents)} latents reconstructs more than a line")
+    return max(found, key=lambda entry: entry[:2])[2]
+    # END SOLUTION
+
+
+def separability_index(points: Float[Tensor, "n 2"], n_angles: int = 45, n_bins: int = 8) -> float:
+    """How little a cloud of points falls apart into two independent coordinates, in bits.
+
+    The mutual information of the two coordinates, minimised over rotations of the plane: 0 for two independent
+    features along any pair of axes, large for a circle. After Engels et al., 2024 (arXiv 2405.14860).
+
+    Args:
+        points: one row per data point.
+        n_angles: how many rotations are tried, evenly from 0 up to (not including) a quarter turn.
+        n_bins: mutual information is that of a histogram with this many bins of equal width per coordinate, from the
+            coordinate's smallest value to its largest.
+    """
+    # BEGIN SOLUTION
+    return min(
+        _mutual_information(points @ _rotation(math.pi / 2 * step / n_angles).to(points), n_bins)
+        for step in range(n_angles)
+    )
+    # END SOLUTION
+
+
+def _rotation(angle: float) -> Float[Tensor, "2 2"]:
+    return torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def _mutual_information(points: Float[Tensor, "n 2"], n_bins: int) -> float:
+    """Of a histogram of the two coordinates, in bits."""
+    low, high = points.min(dim=0).values, points.max(dim=0).values
+    bins = ((points - low) / (high - low) * n_bins).long().clamp(max=n_bins - 1)
+    joint = torch.bincount(bins[:, 0] * n_bins + bins[:, 1], minlength=n_bins**2).reshape(n_bins, n_bins) / len(points)
+    independent = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0, keepdim=True)
+    full = joint > 0
+    return (joint[full] * (joint[full] / independent[full]).log2()).sum().item()
+
+
+def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: int = 90) -> float:
+    """The largest share of points that lie close to one line: high where a cloud is a mixture, low where it is a whole.
+
+    For a unit vector v and an offset c, a point f is close if |v·f + c| is less than ``epsilon`` times the root mean
+    square of v·f + c over all points. The index is the largest share of close points over v and c. After Engels et
+    al., 2024 (arXiv 2405.14860).
+
+    Args:
+        points: one row per data point.
+        epsilon: how close is close.
+        n_angles: how many directions v are tried, evenly from 0 up to (not including) half a turn. For each, the
+            offsets tried are those of the lines through a data point.
+    """
+    # BEGIN SOLUTION
+    best = 0.0
+    for step in range(n_angles):
+        along = points @ _rotation(math.pi * step / n_angles)[:, 0].to(points)
+        distances = along[None, :] - along[:, None]  # row i: the line through point i
+        close = distances.abs() < epsilon * distances.square().mean(dim=1, keepdim=True).sqrt()
+        best = max(best, close.float().mean(dim=1).max().item())
+    return best
     # END SOLUTION
 
 

@@ -20,9 +20,7 @@ class SparseTensor:
     of shape ``(1, rank)``. Negative entries and positions listed twice are outside the contract.
     """
 
-    def __init__(
-        self, values: Float[Tensor, " nnz"], indices: Int[Tensor, "nnz rank"], shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, values: Float[Tensor, " nnz"], indices: Int[Tensor, "nnz rank"], shape: tuple[int, ...]) -> None:
         """Keep what the properties need. Only your own class methods call this: change it as you like."""
         # BEGIN SOLUTION
         self._values = values
@@ -41,9 +39,7 @@ class SparseTensor:
         # END SOLUTION
 
     @classmethod
-    def from_sparse(
-        cls, sparse: tuple[Float[Tensor, " nnz"], Int[Tensor, "nnz rank"], tuple[int, ...]]
-    ) -> Self:
+    def from_sparse(cls, sparse: tuple[Float[Tensor, " nnz"], Int[Tensor, "nnz rank"], tuple[int, ...]]) -> Self:
         """Take the three parts (values, indices, shape) as they are: nothing squeezed, nothing sorted.
 
         Indices may come as int32 and are kept as int64. What is computed from ``dense`` can be differentiated

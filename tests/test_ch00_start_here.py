@@ -8,7 +8,12 @@ from utils import expect
 from utils.exercises import Exercise
 
 POSITION_NORMS = Exercise(
-    "position_norms", number="0.1", title="How long is the stream?", difficulty=2, importance=3, minutes=10,
+    "position_norms",
+    number="0.1",
+    title="How long is the stream?",
+    difficulty=2,
+    importance=3,
+    minutes=10,
     hints=(
         "Take it one prompt at a time first. `model.run_with_cache(tokens, names_filter=hook_name)` returns "
         "the logits and a cache; `cache[hook_name]` has shape `[1, seq, d]`, and of its three axes exactly "
@@ -39,23 +44,30 @@ def lengths_of_vectors(model, prompt, block):
 
 
 @POSITION_NORMS.check(
-    "one norm for each position", points=0,
+    "one norm for each position",
+    points=0,
     hint="The norm is over the last axis, the d_model numbers of one token's vector: `.norm(dim=-1)`. It is "
-         "a length (root of the sum of squares), not an average of squares, and position 0, the special "
-         "first token, is part of it.",
+    "a length (root of the sum of squares), not an average of squares, and position 0, the special "
+    "first token, is part of it.",
 )
 def test_one_prompt(impl, model):
     want = lengths_of_vectors(model, SHORT, 3)
-    got = expect.shape(impl.position_norms(model, [SHORT], HOOK), want.shape, name="the norms", dims=("seq",),
-                       why=f"the prompt has {len(want)} tokens with the special first one")
+    got = expect.shape(
+        impl.position_norms(model, [SHORT], HOOK),
+        want.shape,
+        name="the norms",
+        dims=("seq",),
+        why=f"the prompt has {len(want)} tokens with the special first one",
+    )
     expect.close(got, want, name="the norms", rtol=1e-3, why="each is the length of one token's vector")
 
 
 @POSITION_NORMS.check(
-    "prompts of different length", points=0,
+    "prompts of different length",
+    points=0,
     hint="Padding is not text. Where one prompt has ended, its padding tokens must not be averaged in, and "
-         "the longer prompt's last positions must not be cut off: each position is averaged over the prompts "
-         "that have it.",
+    "the longer prompt's last positions must not be cut off: each position is averaged over the prompts "
+    "that have it.",
 )
 def test_different_lengths(impl, model):
     long, short = lengths_of_vectors(model, LONG, 3), lengths_of_vectors(model, SHORT, 3)
@@ -63,44 +75,76 @@ def test_different_lengths(impl, model):
     want[: len(short)] = (long[: len(short)] + short) / 2
     got = impl.position_norms(model, [SHORT, LONG], HOOK)
     expect.shape(got, want.shape, name="the norms", dims=("longest",), why="the longest prompt says how many there are")
-    expect.close(got[len(short):], want[len(short):], name=f"the norms from position {len(short)} on", rtol=1e-3,
-                 why="only the longer prompt has these positions, so they are its norms and nothing else")
-    expect.close(got[: len(short)], want[: len(short)], name="the norms of the first positions", rtol=1e-3,
-                 hint="Take the norms first and average them afterwards: the mean of two lengths is not the "
-                      "length of the mean.",
-                 why="both prompts have these positions: the mean of the two lengths")
+    expect.close(
+        got[len(short) :],
+        want[len(short) :],
+        name=f"the norms from position {len(short)} on",
+        rtol=1e-3,
+        why="only the longer prompt has these positions, so they are its norms and nothing else",
+    )
+    expect.close(
+        got[: len(short)],
+        want[: len(short)],
+        name="the norms of the first positions",
+        rtol=1e-3,
+        hint="Take the norms first and average them afterwards: the mean of two lengths is not the length of the mean.",
+        why="both prompts have these positions: the mean of the two lengths",
+    )
 
 
 @POSITION_NORMS.check(
-    "the model runs no further than it must", points=0,
+    "the model runs no further than it must",
+    points=0,
     hint="Nothing after the hook can change the answer, so the rest of the model is work for nothing: pass "
-         "`stop_at_layer=block + 1`, where `block` is the number in the hook's name. At block 3 of 30 that "
-         "saves nearly nine tenths of the work. If you add hooks yourself, remove them (`run_with_hooks` and "
-         "`run_with_cache` do).",
+    "`stop_at_layer=block + 1`, where `block` is the number in the hook's name. At block 3 of 30 that "
+    "saves nearly nine tenths of the work. If you add hooks yourself, remove them (`run_with_hooks` and "
+    "`run_with_cache` do).",
 )
 def test_stops(impl, model):
     with impl.watch(model) as seen:
         got = impl.position_norms(model, [SHORT], HOOK)
     expect.tensor(got, name="the norms")
-    expect.that(seen.blocks <= 4, expected="at most blocks 0 to 3 to run", came_back=f"{seen.blocks} blocks ran",
-                why=f"{HOOK} is known before block 3 has even begun")
-    expect.that(not seen.unembedded, expected="no logits", came_back="the model went on to the logits",
-                why="the norms do not depend on them")
-    expect.that(seen.hooks_left == 0, expected="no hooks left on the model", came_back=f"{seen.hooks_left} hooks left",
-                why="whoever uses the model next would have your hook, too")
+    expect.that(
+        seen.blocks <= 4,
+        expected="at most blocks 0 to 3 to run",
+        came_back=f"{seen.blocks} blocks ran",
+        why=f"{HOOK} is known before block 3 has even begun",
+    )
+    expect.that(
+        not seen.unembedded,
+        expected="no logits",
+        came_back="the model went on to the logits",
+        why="the norms do not depend on them",
+    )
+    expect.that(
+        seen.hooks_left == 0,
+        expected="no hooks left on the model",
+        came_back=f"{seen.hooks_left} hooks left",
+        why="whoever uses the model next would have your hook, too",
+    )
 
 
 @POSITION_NORMS.check(
-    "any hook, any layer", points=0,
+    "any hook, any layer",
+    points=0,
     hint="Read the block number from the name, do not assume it; and note that `hook_mlp_out` comes late in "
-         "its block, so the model must run through the block that is named: stop at `block + 1`.",
+    "its block, so the model must run through the block that is named: stop at `block + 1`.",
 )
 def test_other_hooks(impl, model):
     for block in (1, 6):
         got = impl.position_norms(model, [SHORT], f"blocks.{block}.hook_resid_pre")
-        expect.close(got, lengths_of_vectors(model, SHORT, block), name=f"the norms at block {block}", rtol=1e-3,
-                     why="the stream that enters this block")
+        expect.close(
+            got,
+            lengths_of_vectors(model, SHORT, block),
+            name=f"the norms at block {block}",
+            rtol=1e-3,
+            why="the stream that enters this block",
+        )
         after = impl.position_norms(model, [SHORT], f"blocks.{block}.hook_resid_post")
-        expect.close(after, lengths_of_vectors(model, SHORT, block + 1), rtol=1e-3,
-                     name=f"the norms after block {block}",
-                     why="`resid_post` of one block is `resid_pre` of the next")
+        expect.close(
+            after,
+            lengths_of_vectors(model, SHORT, block + 1),
+            rtol=1e-3,
+            name=f"the norms after block {block}",
+            why="`resid_post` of one block is `resid_pre` of the next",
+        )

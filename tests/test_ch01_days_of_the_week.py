@@ -6,6 +6,7 @@ import itertools
 import math
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,96 @@ CALENDAR_ORDER_P_VALUE = Exercise(
         "Rotations divide by n, reflections by 2: there are n! / (2 n) = (n - 1)! / 2 circular orders, of which one is "
         "the calendar's.",
         "`2 / math.factorial(n - 1)` if your score is 1, else `1.0`.",
+    ),
+)
+
+FEATURES_ACTIVE_ON = Exercise(
+    "features_active_on",
+    number="1.5",
+    title="Which latents fire?",
+    difficulty=2,
+    importance=5,
+    minutes=15,
+    hints=(
+        "Where the dictionary reads stands in `sae.cfg.metadata.hook_name`. Read the stream at the *last* token of "
+        "each prompt, encode these vectors (`sae.encode`, `[n_prompts, d_model] -> [n_prompts, d_sae]`), compare with "
+        "the threshold.",
+        "You already have a batched reader for prompts of different length: what is the class mean of a class with "
+        'one template, if the template is just `"{}"`?',
+        '`last = mine.class_means(model, prompts, ["{}"], sae.cfg.metadata.hook_name)`, then '
+        "`(sae.encode(last) > threshold).any(dim=0).nonzero().squeeze(1)`.",
+    ),
+)
+
+DECODER_PCA = Exercise(
+    "decoder_pca",
+    number="1.6",
+    title="The decoder's cloud, frugally",
+    difficulty=2,
+    importance=3,
+    minutes=10,
+    hints=(
+        "The rows are `sae.W_dec[latents]`; `mine.pca` does the rest.",
+        "Whatever makes a copy (`.float()`, `.clone()`, `.cpu()`, a subtraction) must come *after* the rows are "
+        "picked, or the whole decoder is copied.",
+        "`coords, _, ratio = mine.pca(sae.W_dec[latents].float(), k)`",
+    ),
+)
+
+CIRCLE_CLUSTER = Exercise(
+    "circle_cluster",
+    number="1.7",
+    title="Which cluster holds the circle?",
+    difficulty=4,
+    importance=3,
+    minutes=35,
+    hints=(
+        "Three steps. Cluster the rows `sae.W_dec[latents]` by direction. For every cluster, reconstruct the classes "
+        "from its latents alone: `class_acts[:, cluster] @ sae.W_dec[cluster]`. Score each with your own `mine.pca` "
+        "and `mine.calendar_order_score`.",
+        "`scipy.cluster.hierarchy` clusters: `linkage(distances, 'average')` takes the *condensed* distances (the "
+        "upper triangle, row by row: `torch.triu_indices(n, n, offset=1)`), and `fcluster(tree, n_clusters, "
+        "'maxclust')` gives a label for each row. The distance of two directions is 1 - cosine.",
+        "Keep `(score, means.var(dim=0).sum().item(), cluster)` for every cluster whose second component has at "
+        "least 1 % of the variance, and return the cluster of the largest pair (score, variance). With no candidate "
+        "left, raise a ValueError.",
+    ),
+)
+
+SEPARABILITY_INDEX = Exercise(
+    "separability_index",
+    number="1.8a",
+    title="Does the cloud fall apart?",
+    difficulty=4,
+    importance=2,
+    minutes=25,
+    hints=(
+        "Two independent features, plotted against each other, have no mutual information in *some* rotation of the "
+        "plane. A circle has it in every rotation. So: for each angle rotate the points, estimate the mutual "
+        "information of the two coordinates from a histogram, and keep the smallest.",
+        "With joint shares p(i, j) of the histogram's cells and their row and column sums p(i), p(j), mutual "
+        "information is the sum over full cells of p(i, j) log2(p(i, j) / (p(i) p(j))).",
+        "`bins = ((points - low) / (high - low) * n_bins).long().clamp(max=n_bins - 1)` with each coordinate's own "
+        "low and high; `torch.bincount(bins[:, 0] * n_bins + bins[:, 1], minlength=n_bins**2)` counts the cells. "
+        "Angles: `math.pi / 2 * step / n_angles`; a quarter turn only swaps the coordinates.",
+    ),
+)
+
+MIXTURE_INDEX = Exercise(
+    "mixture_index",
+    number="1.8b",
+    title="Or is it a mixture?",
+    difficulty=3,
+    importance=2,
+    minutes=20,
+    hints=(
+        "Project the points on a direction v: a line in the plane is then a single number, and the points near the "
+        "line are those whose projection is near that number.",
+        "The yardstick moves with the line: it is epsilon times the root mean square of the distances of *all* points "
+        "from that line, not of the centred projection.",
+        "For one direction: `along = points @ v`, `distances = along[None, :] - along[:, None]` (row i: the line "
+        "through point i), `close = distances.abs() < epsilon * distances.square().mean(dim=1, keepdim=True).sqrt()`, "
+        "and the best row of `close.float().mean(dim=1)`. Take the best of all directions.",
     ),
 )
 
@@ -890,6 +981,438 @@ def test_p_value_three(impl):
         name="the p-value",
         why="three points are in calendar order whatever you do",
     )
+
+
+# 1.5
+
+LAST_ONLY = (
+    "These latents are not active on a last token. Count the last token of each prompt only: every prompt begins with "
+    "the same first token, the attention sink, and a maximum that includes it is the same number for every prompt."
+)
+PROMPTS = ("Today is Monday", "The meeting is on Sunday", "I like")
+
+
+@cache
+def last_acts(sae, model, prompts=PROMPTS):
+    """Activations [n_prompts, d_sae] of a dictionary on the last token of each prompt, read one by one."""
+    hook_name = sae.cfg.metadata.hook_name
+    return torch.stack([sae.encode(stream_at(model, model.to_tokens(prompt), hook_name))[-1] for prompt in prompts])
+
+
+def demand_latents(got, want, *, mistakes=()):
+    """Demand the set of latents `want`, sorted; `mistakes` pairs known wrong sets with their hints."""
+    got = expect.tensor(got, why="latents' numbers, as `nonzero` gives them")
+    expect.that(
+        got.ndim == 1 and not got.is_floating_point() and got.dtype != torch.bool,
+        expected="latents' numbers: whole numbers of shape (n,)",
+        came_back=got,
+        why="a mask, or a pair of axes, is not yet a list of latents",
+        hint="`mask.nonzero()` of a vector has shape (n, 1); `.squeeze(1)` makes it a list of numbers.",
+    )
+    found, wanted = got.tolist(), sorted(want)
+    for wrong, hint in mistakes:
+        if set(found) == set(wrong) != set(wanted):
+            expect.that(False, expected=f"{len(wanted)} latents", came_back=f"{len(found)} latents", hint=hint)
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    expect.that(
+        not missing and not extra,
+        expected=f"{len(wanted)} latents",
+        came_back=f"{len(found)} latents; missing: {missing[:5] or 'none'}, too many: {extra[:5] or 'none'}",
+        why="each prompt, read alone and encoded at its last token, has these latents above the threshold",
+    )
+    expect.that(
+        found == wanted,
+        expected="the numbers sorted, each once",
+        came_back=f"{found[:12]} ...",
+        why="two prompts may share a latent, and a set has no doubles",
+        hint="Sorted, each once: reduce over the prompts with `.any(dim=0)` first, then take `nonzero()`.",
+    )
+
+
+@FEATURES_ACTIVE_ON.check(
+    "the latents of the last tokens",
+    points=2,
+    hint="`(sae.encode(last) > threshold).any(dim=0)`, where `last` is the stream at each prompt's last token, as a "
+    "run of its own would give it. " + LAST_ONLY,
+)
+def test_features_active(impl, model, dictionaries):
+    sae = dictionaries["resid_pre.6"]
+    acts = last_acts(sae, model)
+    everywhere = torch.cat(
+        [sae.encode(stream_at(model, model.to_tokens(prompt), "blocks.6.hook_resid_pre")) for prompt in PROMPTS]
+    )
+    without = torch.stack(
+        [
+            sae.encode(stream_at(model, model.to_tokens(prompt)[:, 1:], "blocks.6.hook_resid_pre"))[-1]
+            for prompt in PROMPTS
+        ]
+    )
+    mistakes = [
+        ((everywhere > 0).any(0).nonzero().squeeze(1).tolist(), LAST_ONLY),
+        ((without > 0).any(0).nonzero().squeeze(1).tolist(), NO_SPECIAL),
+        (
+            (acts > 0).all(0).nonzero().squeeze(1).tolist(),
+            "These are the latents of *every* prompt. One prompt is enough: `any`, not `all`.",
+        ),
+    ]
+    got = impl.features_active_on(model, sae, list(PROMPTS), 0.0)
+    demand_latents(got, (acts > 0).any(0).nonzero().squeeze(1).tolist(), mistakes=mistakes)
+
+
+@FEATURES_ACTIVE_ON.check(
+    "a threshold",
+    points=1,
+    hint="Compare every activation with `threshold` itself, before you ask which prompt it came from: the question is "
+    "whether the *largest* activation over prompts is above it, not the mean.",
+)
+def test_features_threshold(impl, model, dictionaries):
+    sae = dictionaries["resid_pre.6"]
+    acts = last_acts(sae, model)
+    threshold = float(acts[acts > 0].median())
+    got = impl.features_active_on(model, sae, list(PROMPTS), threshold)
+    want = (acts > threshold).any(0).nonzero().squeeze(1).tolist()
+    averaged = (acts.mean(dim=0) > threshold).nonzero().squeeze(1).tolist()
+    hint = "These latents' *mean* over prompts is above the threshold. One prompt above it is enough."
+    demand_latents(got, want, mistakes=[(averaged, hint)])
+
+
+@FEATURES_ACTIVE_ON.check(
+    "no more of the model than needed",
+    points=1,
+    hint="Read all prompts in one pass, and stop the model at the dictionary's layer (`stop_at_layer`). `class_means` "
+    'with the single template `"{}"` does both.',
+)
+def test_features_cost(impl, model, dictionaries):
+    sae = dictionaries["resid_pre.6"]
+    with impl.watch(model) as seen:
+        got = impl.features_active_on(model, sae, list(PROMPTS), 0.0)
+    expect.that(
+        isinstance(got, torch.Tensor) and got.numel() > 0,
+        expected="latents",
+        came_back=got,
+        why="a cheap pass must still find the latents",
+    )
+    expect.that(
+        seen.blocks <= 7 and not seen.unembedded and seen.passes < len(PROMPTS),
+        expected="fewer passes than prompts, each stopped at the dictionary's layer (7 blocks at most)",
+        came_back=f"{seen.passes} passes over {seen.blocks} blocks{', with logits' if seen.unembedded else ''}",
+        why="the stream that enters block 6 is all that the dictionary reads",
+    )
+    expect.equal(seen.hooks_left, 0, name="hooks left on the model", why="the next run must find the model as it was")
+
+
+# 1.6
+
+
+@DECODER_PCA.check(
+    "coordinates and shares",
+    points=2,
+    hint="`mine.pca` of the rows `sae.W_dec[latents]`, in the order of `latents`, not normalised.",
+)
+def test_decoder_pca(impl, dictionaries):
+    sae = dictionaries["resid_pre.6"]
+    latents = torch.tensor([40, 7, 300, 12, 2000, 77])
+    coords, ratio = expect.unpack(impl.decoder_pca(sae, latents, 3), ("coords", "explained_variance_ratio"))
+    expect.shape(coords, (6, 3), name="coords", dims=("n", "k"), why="a row per latent, a column per component")
+    expect.shape(ratio, (3,), name="explained_variance_ratio", dims=("k",), why="a share per component")
+    rows = sae.W_dec[latents].double()
+    centred = rows - rows.mean(dim=0)
+    shares = torch.linalg.eigvalsh(centred @ centred.T).flip(0)
+    expect.close(
+        ratio,
+        (shares / shares.sum())[:3].float(),
+        rtol=1e-3,
+        name="explained_variance_ratio",
+        why="the eigenvalues of the rows' Gram matrix, over the sum of all of them",
+        hint="Of the centred rows, and each component's share of the *total* variance: `mine.pca` returns it third.",
+    )
+    vectors = torch.linalg.eigh(centred @ centred.T).eigenvectors.flip(1)[:, :3]
+    plane = (vectors * shares[:3]) @ vectors.T  # coords @ coords.T, whatever the signs
+    expect.close(
+        (coords @ coords.T).double(),
+        plane,
+        rtol=1e-3,
+        atol=1e-4,
+        name="coords @ coords.T",
+        why="the first three components of the rows, in the order of `latents`, fix all inner products",
+        hint="Row i of `coords` belongs to `latents[i]`: keep the order, and project the *decoder* rows "
+        "`W_dec[latents]` with their own lengths.",
+    )
+
+
+@DECODER_PCA.check(
+    "no copy of the decoder",
+    points=2,
+    hint="Pick the rows first: `sae.W_dec[latents]`, and only then `.float()`, `.clone()` or anything else that makes "
+    "a copy. `sae.W_dec.float()[latents]` copies the whole decoder before it throws nearly all of it away.",
+)
+def test_decoder_pca_memory(impl, dictionaries):
+    sae = dictionaries["resid_pre.3"]
+    latents = torch.arange(0, sae.cfg.d_sae, sae.cfg.d_sae // 16)
+    with impl.watch() as seen:
+        coords, _ = expect.unpack(impl.decoder_pca(sae, latents, 2), ("coords", "explained_variance_ratio"))
+    expect.shape(coords, (len(latents), 2), name="coords", dims=("n", "k"), why="a row per latent")
+    whole, rows = sae.W_dec.numel() * 4, len(latents) * sae.cfg.d_in * 4
+    expect.that(
+        seen.peak_bytes < whole / 4,
+        expected=f"extra memory in proportion to the {len(latents)} rows ({rows / 1e6:.2f} MB)",
+        came_back=f"{seen.peak_bytes / 1e6:.1f} MB at the peak; the whole decoder is {whole / 1e6:.1f} MB",
+        why="on a large dictionary that one copy is what does not fit on the graphics card",
+    )
+
+
+# 1.7
+
+
+@cache
+def planted():
+    """A dictionary of 40 latents with three planted groups, and seven classes' activations.
+
+    Latents 0-6: neighbouring directions whose reconstruction is a circle in calendar order. 10-15: the same activations
+    on directions that give a scrambled order. 20-27: strong, on one line, numbered so that the line runs in order.
+    """
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    sae = TopKSAE(TopKSAEConfig(d_in=16, d_sae=40, k=4)).eval().requires_grad_(False)
+    decoder = torch.nn.functional.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    acts = torch.zeros(7, 40)
+    axis = torch.eye(16)
+    for i in range(7):
+        around = axis[1] * math.cos(2 * math.pi * i / 7) + axis[2] * math.sin(2 * math.pi * i / 7)
+        size = 0.1 if i % 2 else 1.0  # lengths differ, directions do not
+        decoder[i] = size * (1.5 * axis[0] + around)
+        acts[i, i] = 1 / size
+        if i < 6:
+            scrambled = 2 * math.pi * (3 * i % 7) / 7
+            decoder[10 + i] = -1.5 * axis[0] + axis[3] * math.cos(scrambled) + axis[4] * math.sin(scrambled)
+            acts[i, 10 + i] = 1.5
+    decoder[20:28] = axis[5] + 0.05 * axis[6:14]
+    acts[:, 20:28] = torch.linspace(0, 9, 7)[:, None].square()
+    with torch.no_grad():
+        sae.W_dec.copy_(decoder)
+    return sae, acts
+
+
+GROUPS = torch.tensor([*range(7), *range(10, 16), *range(20, 28)])
+
+
+@CIRCLE_CLUSTER.check(
+    "the planted circle",
+    points=3,
+    hint="Cluster by the *cosine* of decoder rows (1 - cosine as the distance, average linkage), reconstruct with one "
+    "cluster at a time, score that reconstruction.",
+)
+def test_circle_cluster(impl):
+    sae, acts = planted()
+    shuffled = GROUPS[torch.randperm(len(GROUPS), generator=torch.Generator().manual_seed(1))]
+    got = expect.tensor(impl.circle_cluster(sae, acts, shuffled, 3), why="the latents' numbers, as a tensor")
+    found = sorted(got.tolist())
+    hints = {
+        frozenset(range(20, 28)): "Latents 20-27 lie on a line: their reconstruction has no second dimension, and the "
+        "angles of points on a line mean nothing. Pass over clusters whose second component has less than 1 % of the "
+        "variance.",
+        frozenset(
+            range(10, 16)
+        ): "This cluster's reconstruction runs in a scrambled order. Score the reconstruction of "
+        "the *classes*, `class_acts[:, cluster] @ sae.W_dec[cluster]`, not the decoder rows themselves.",
+        frozenset(
+            (*range(7), *range(10, 16))
+        ): "Two groups with opposite directions were put together. Opposite is not "
+        "alike: use the cosine with its sign, not its magnitude.",
+        frozenset((0, 2, 4, 6)): "Long and short rows of the same direction were torn apart. Normalise the rows first: "
+        "cosine, not Euclidean distance.",
+    }
+    if set(found) & set(range(7)) and set(found) & set(range(10, 16)):
+        hints[frozenset(found)] = (
+            "Latents of two groups with opposite directions were put together. Opposite is not alike: use the cosine "
+            "with its sign, not its magnitude, and return one cluster."
+        )
+    expect.that(
+        found == list(range(7)),
+        expected="latents 0 to 6",
+        came_back=str(found),
+        why="three groups were planted: a circle in calendar order (0-6), a scrambled one (10-15) and a line (20-27)",
+        hint=hints.get(frozenset(found)),
+    )
+    expect.equal(got, torch.arange(7), name="the cluster", why="the numbers come back sorted")
+
+
+@CIRCLE_CLUSTER.check(
+    "of two circles, the one that varies more",
+    points=1,
+    hint="Compare pairs: first the score, then the variance of the reconstruction between the classes, "
+    "`means.var(dim=0).sum()`. Neither the number of latents nor the first cluster found decides.",
+)
+def test_circle_cluster_tie(impl):
+    sae, acts = planted()
+    larger = acts.clone()
+    sae_two = type(sae)(sae.cfg).eval().requires_grad_(False)
+    sae_two.W_dec.copy_(sae.W_dec)
+    for i in range(7):  # a second circle, three times as large, on latents 30-36 and along other axes
+        turn = torch.zeros(16)
+        turn[7], turn[8], turn[9] = -1.5, math.cos(2 * math.pi * i / 7), math.sin(2 * math.pi * i / 7)
+        sae_two.W_dec[30 + i] = turn
+        larger[i, 30 + i] = 3
+    latents = torch.tensor([*range(7), *range(30, 37)])
+    got = expect.tensor(impl.circle_cluster(sae_two, larger, latents, 2), why="the latents' numbers, as a tensor")
+    expect.equal(
+        got, torch.arange(30, 37), name="the cluster", why="both keep the order, and this one is three times as large"
+    )
+
+
+@CIRCLE_CLUSTER.check(
+    "errors that say what is wrong",
+    points=1,
+    hint="Raise a ValueError when there are fewer latents than clusters, and when no cluster's reconstruction is more "
+    "than a line.",
+)
+def test_circle_cluster_errors(impl):
+    sae, acts = planted()
+    expect.raises(
+        lambda: impl.circle_cluster(sae, acts, torch.tensor([1, 2]), 3), "ValueError", why="two latents, three clusters"
+    )
+    expect.raises(
+        lambda: impl.circle_cluster(sae, acts, torch.arange(20, 28), 1),
+        "ValueError",
+        why="these eight latents reconstruct points on a line, and a line has no circular order",
+    )
+
+
+# 1.8
+
+
+def clouds():
+    """Clouds of 2,000 points: name -> points."""
+    generator = torch.Generator().manual_seed(5)
+    angle = torch.rand(2000, generator=generator) * 2 * math.pi
+    noise = torch.randn(2000, 2, generator=generator)
+    square = torch.rand(2000, 2, generator=generator) - 0.5
+    lines = noise * torch.tensor([1.0, 0.02])
+    lines[1000:] = lines[1000:].flip(1)
+    return {
+        "circle": torch.stack([angle.cos(), angle.sin()], dim=1) + 0.05 * noise,
+        "gaussian": noise,
+        "square": square,
+        "two lines": lines,
+    }
+
+
+def turned(points, degrees):
+    phase = torch.view_as_complex(points.double().contiguous()) * cmath.exp(1j * math.radians(degrees))
+    return torch.view_as_real(phase).float()
+
+
+def entropy_in_bits(counts):
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def information(points, n_bins):
+    """Mutual information of the coordinates' histogram in bits: H(x) + H(y) - H(x, y)."""
+    joint, _, _ = np.histogram2d(*points.double().numpy().T, bins=n_bins)
+    return entropy_in_bits(joint.sum(0)) + entropy_in_bits(joint.sum(1)) - entropy_in_bits(joint)
+
+
+def least_information(points, n_angles=45, n_bins=8):
+    return min(information(turned(points, 90 * step / n_angles), n_bins) for step in range(n_angles))
+
+
+@SEPARABILITY_INDEX.check(
+    "bits of a histogram",
+    points=2,
+    hint="With one angle there is nothing to minimise: the mutual information of the coordinates as they are, "
+    "sum p(i, j) log2(p(i, j) / (p(i) p(j))). In bits: log2. Bins run from each coordinate's minimum to its maximum.",
+)
+def test_information_in_bits(impl):
+    for name, points in clouds().items():
+        for n_bins in (4, 10):
+            want = information(points, n_bins)
+            expect.close(
+                impl.separability_index(points, 1, n_bins),
+                want,
+                rtol=0.02,
+                atol=0.004,
+                name=f"the index of the {name} with 1 angle and {n_bins} bins",
+                why="H(x) + H(y) - H(x, y), counted with numpy's histogram",
+            )
+
+
+@SEPARABILITY_INDEX.check(
+    "the smallest over rotations",
+    points=2,
+    hint="Rotate the points by every angle and keep the *minimum*: a square that stands on its corner has two "
+    "dependent coordinates, and is separable all the same, because some rotation makes them independent.",
+)
+def test_separability(impl):
+    for name in ("circle", "square", "two lines"):
+        points = clouds()[name]
+        for degrees in (0, 30):
+            want = least_information(turned(points, degrees))
+            expect.close(
+                impl.separability_index(turned(points, degrees)),
+                want,
+                rtol=0.1,
+                atol=0.02,
+                name=f"the index of the {name}, turned by {degrees} degrees",
+                why="the least mutual information over 45 rotations, counted with numpy's histogram",
+            )
+
+
+@cache
+def closest_line(name, epsilon=0.1):
+    """The mixture index of a cloud, by walking over 90 directions and 400 offsets."""
+    best = 0.0
+    for step in range(90):
+        along = turned(sparse_clouds()[name], 2 * step)[:, 0].numpy()
+        away = along[:, None] - np.linspace(along.min(), along.max(), 400)[None, :]
+        close = np.abs(away) < epsilon * np.sqrt((away**2).mean(axis=0))
+        best = max(best, float(close.mean(axis=0).max()))
+    return best
+
+
+@cache
+def sparse_clouds():
+    """The same clouds with 400 points, and one whose best line lies off the origin."""
+    generator = torch.Generator().manual_seed(2)
+    aside = torch.randn(400, 2, generator=generator)
+    aside[:160, 0] = 3 + 0.2 * torch.randn(160, generator=generator)
+    return {name: points[::5] for name, points in clouds().items()} | {"aside": aside}
+
+
+@MIXTURE_INDEX.check(
+    "known clouds",
+    points=2,
+    hint="The *largest* share over all directions and offsets. `epsilon` is a share of the root mean square distance, "
+    "so that the size of the cloud does not matter.",
+)
+def test_mixture(impl):
+    for name, scale in (("circle", 1.0), ("gaussian", 10.0), ("two lines", 1.0), ("two lines", 30.0)):
+        expect.close(
+            impl.mixture_index(turned(sparse_clouds()[name], 20) * scale),
+            closest_line(name),
+            rtol=0.08,
+            atol=0.02,
+            name=f"the index of the {name}, {scale:g} times as large",
+            why="the best of 90 directions and 400 offsets",
+        )
+
+
+@MIXTURE_INDEX.check(
+    "a line that does not pass through the origin",
+    points=1,
+    hint="The line may lie anywhere: c is part of the search, and it is part of the yardstick too. The root mean "
+    "square is that of v·f + c, the distance from *that* line.",
+)
+def test_mixture_offset(impl):
+    for shift in (0.0, 50.0):
+        expect.close(
+            impl.mixture_index(sparse_clouds()["aside"] + shift),
+            closest_line("aside"),
+            rtol=0.05,
+            atol=0.02,
+            name=f"the index of a cloud with two fifths on the line x = {3 + shift:g}",
+            why="moving the cloud moves the best line with it, and changes no distance",
+        )
 
 
 # 1.9

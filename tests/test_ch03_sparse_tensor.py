@@ -8,7 +8,12 @@ from utils import expect
 from utils.exercises import Exercise
 
 SPARSE_TENSOR = Exercise(
-    "SparseTensor", number="3.1", title="A sparse tensor", difficulty=2, importance=4, minutes=20,
+    "SparseTensor",
+    number="3.1",
+    title="A sparse tensor",
+    difficulty=2,
+    importance=4,
+    minutes=20,
     hints=(
         "Three things describe the tensor completely: the values, where they go, and how big the whole is. "
         "Keep exactly those in `__init__`; every property is then one line, and only `dense` has any work to "
@@ -73,8 +78,13 @@ def same_shape(got, wanted, why, hint=None):
     """`shape` must be a tuple of ints; torch.Size is one."""
     is_tuple = isinstance(got, tuple) and all(isinstance(size, int) for size in got)
     expected = f"`shape` = {tuple(wanted)}, a tuple of ints"
-    expect.that(is_tuple and tuple(got) == tuple(wanted), expected=expected, came_back=got, why=why,
-                hint=PROPERTY if callable(got) else hint)
+    expect.that(
+        is_tuple and tuple(got) == tuple(wanted),
+        expected=expected,
+        came_back=got,
+        why=why,
+        hint=PROPERTY if callable(got) else hint,
+    )
 
 
 def same_values(sparse_tensor, want, why, hint=None):
@@ -91,8 +101,13 @@ def same_indices(sparse_tensor, want, why, hint=None):
     if hint is None and sorted(got.tolist()) == sorted(want.tolist()):
         hint = ROW_MAJOR
     expect.equal(got, want, name="`indices`", why=why, hint=hint)
-    expect.dtype(got, torch.int64, name="`indices`", why="positions are whole numbers, kept as int64",
-                 hint="`indices` must be int64: `indices.to(torch.int64)` costs nothing if they already are.")
+    expect.dtype(
+        got,
+        torch.int64,
+        name="`indices`",
+        why="positions are whole numbers, kept as int64",
+        hint="`indices` must be int64: `indices.to(torch.int64)` costs nothing if they already are.",
+    )
 
 
 def same_parts(sparse_tensor, want, why, hint=None):
@@ -103,10 +118,11 @@ def same_parts(sparse_tensor, want, why, hint=None):
 
 
 @SPARSE_TENSOR.check(
-    "a small matrix: values, indices, shape", points=2,
+    "a small matrix: values, indices, shape",
+    points=2,
     hint="List the entries that are not zero. `values` has shape `(nnz,)`, `indices` has shape `(nnz, "
-         "rank)`, int64, and `shape` is the shape of the whole matrix, empty rows included. `sparse` is the "
-         "tuple of the three.",
+    "rank)`, int64, and `shape` is the shape of the whole matrix, empty rows included. `sparse` is the "
+    "tuple of the three.",
 )
 def test_small_matrix(impl):
     made = impl.SparseTensor.from_dense(SMALL)
@@ -122,7 +138,7 @@ def test_small_matrix(impl):
 @SPARSE_TENSOR.check(
     "row-major order at rank 3",
     hint="Walk through the tensor as it is printed: last index fastest, first index slowest. Transposing, "
-         "sorting by value or walking axis by axis gives another order; `torch.nonzero` gives this one.",
+    "sorting by value or walking axis by axis gives another order; `torch.nonzero` gives this one.",
 )
 def test_row_major(impl):
     dense = some_tensor((2, 3, 4), seed=3, share=0.3)
@@ -136,13 +152,16 @@ def test_row_major(impl):
 @SPARSE_TENSOR.check(
     "one non-zero entry keeps its axis",
     hint="A bare `squeeze()` removes *every* axis of length 1, so a list of one entry turns into a bare "
-         "number. `torch.nonzero` and `unbind(dim=-1)` give the right axes without any squeeze.",
+    "number. `torch.nonzero` and `unbind(dim=-1)` give the right axes without any squeeze.",
 )
 def test_one_entry(impl):
     dense = torch.zeros(2, 3)
     dense[1, 2] = 7.0
-    same_parts(impl.SparseTensor.from_dense(dense), parts_of(dense),
-               why="one entry is still a list of entries, of length nnz = 1")
+    same_parts(
+        impl.SparseTensor.from_dense(dense),
+        parts_of(dense),
+        why="one entry is still a list of entries, of length nnz = 1",
+    )
     made = impl.SparseTensor.from_sparse((torch.tensor([7.0]), torch.tensor([[1, 2]]), (2, 3)))
     same_parts(made, parts_of(dense), why="`from_sparse` keeps its parts as they are: no squeezing")
     expect.close(made.dense, dense, name="`dense`", why="the 7 belongs in row 1, column 2")
@@ -151,13 +170,16 @@ def test_one_entry(impl):
 @SPARSE_TENSOR.check(
     "no non-zero entry at all",
     hint="With nothing to list, `values` has shape `(0,)` and `indices` has shape `(0, rank)`: the second "
-         "axis stays. Stacking an empty Python list loses it; `torch.nonzero` does not.",
+    "axis stays. Stacking an empty Python list loses it; `torch.nonzero` does not.",
 )
 def test_nothing(impl):
     dense = torch.zeros(2, 3)
     made = impl.SparseTensor.from_dense(dense)
-    same_parts(made, (torch.zeros(0), torch.zeros(0, 2, dtype=torch.int64), (2, 3)),
-               why="an all-zero matrix has nnz = 0, and its shape has to be remembered somewhere")
+    same_parts(
+        made,
+        (torch.zeros(0), torch.zeros(0, 2, dtype=torch.int64), (2, 3)),
+        why="an all-zero matrix has nnz = 0, and its shape has to be remembered somewhere",
+    )
     expect.close(made.dense, dense, name="`dense`", why="a tensor without entries is all zeros")
     made = impl.SparseTensor.from_sparse((torch.zeros(0), torch.zeros(0, 2, dtype=torch.int64), (2, 3)))
     expect.close(made.dense, dense, name="`dense`", why="no entries, so all zeros")
@@ -166,7 +188,7 @@ def test_nothing(impl):
 @SPARSE_TENSOR.check(
     "a vector: rank 1",
     hint="At rank 1 each position is still a *row* with one number in it, so `indices` has shape `(nnz, 1)`. "
-         "Nothing about rank 1 needs a special case if you never squeeze.",
+    "Nothing about rank 1 needs a special case if you never squeeze.",
 )
 def test_rank_one(impl):
     dense = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.5])
@@ -198,28 +220,41 @@ def test_kept_as_given(impl):
 
 
 @SPARSE_TENSOR.check(
-    "`dense` puts every value in its place", points=2,
+    "`dense` puts every value in its place",
+    points=2,
     hint="Start from zeros of the stored shape (it cannot be guessed from the largest index: the last rows "
-         "may be empty), then put `values[n]` at position `indices[n]`: all axes together, one vector per "
-         "axis.",
+    "may be empty), then put `values[n]` at position `indices[n]`: all axes together, one vector per "
+    "axis.",
 )
 def test_in_place(impl):
     indices = torch.tensor([[1, 2, 0], [0, 0, 3], [1, 0, 0], [0, 2, 1]])
     values, shape = torch.tensor([5.0, 1.0, 3.0, 0.25]), (3, 4, 5)
-    dense = expect.shape(impl.SparseTensor.from_sparse((values, indices, shape)).dense, shape, name="`dense`",
-                         why="the shape was given; trailing rows without entries are part of it")
+    dense = expect.shape(
+        impl.SparseTensor.from_sparse((values, indices, shape)).dense,
+        shape,
+        name="`dense`",
+        why="the shape was given; trailing rows without entries are part of it",
+    )
     for value, position in zip(values.tolist(), indices.tolist(), strict=True):
-        expect.close(dense[tuple(position)], value, name=f"`dense` at {tuple(position)}",
-                     why="`values[n]` goes to position `indices[n]`")
+        expect.close(
+            dense[tuple(position)],
+            value,
+            name=f"`dense` at {tuple(position)}",
+            why="`values[n]` goes to position `indices[n]`",
+        )
     count = int((dense != 0).sum())
-    expect.that(count == 4, expected="4 non-zero entries in `dense`", came_back=f"{count} non-zero entries",
-                why="everything that is not listed is zero")
+    expect.that(
+        count == 4,
+        expected="4 non-zero entries in `dense`",
+        came_back=f"{count} non-zero entries",
+        why="everything that is not listed is zero",
+    )
 
 
 @SPARSE_TENSOR.check(
     "there and back again, ranks 1 to 4",
     hint="Try the shape that fails on its own: make it, print `values`, `indices` and `shape`, and see which "
-         "of the three no longer describes the tensor.",
+    "of the three no longer describes the tensor.",
 )
 def test_round_trips(impl):
     for seed, shape in enumerate([(6,), (1,), (5, 4), (1, 7), (2, 1, 6), (2, 3, 2, 3)]):
@@ -227,16 +262,23 @@ def test_round_trips(impl):
         made = impl.SparseTensor.from_dense(dense)
         expect.close(made.dense, dense, name="`from_dense(x).dense`", why="nothing is lost on the way")
         again = impl.SparseTensor.from_sparse(made.sparse)
-        expect.close(again.dense, dense, name="`from_sparse(from_dense(x).sparse).dense`",
-                     why="`sparse` is all that `from_sparse` needs")
-        same_parts(impl.SparseTensor.from_dense(again.dense), parts_of(dense),
-                   why="and back once more: the same parts in row-major order")
+        expect.close(
+            again.dense,
+            dense,
+            name="`from_sparse(from_dense(x).sparse).dense`",
+            why="`sparse` is all that `from_sparse` needs",
+        )
+        same_parts(
+            impl.SparseTensor.from_dense(again.dense),
+            parts_of(dense),
+            why="and back once more: the same parts in row-major order",
+        )
 
 
 @SPARSE_TENSOR.check(
     "int32 indices are welcome",
     hint="Some libraries hand out int32 positions. Convert in `from_sparse` with `indices.to(torch.int64)`; "
-         "it is free when the indices are int64 already.",
+    "it is free when the indices are int64 already.",
 )
 def test_int32(impl):
     values, indices = torch.tensor([2.0, 9.0]), torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
@@ -249,7 +291,7 @@ def test_int32(impl):
 @SPARSE_TENSOR.check(
     "the dtype of the data is kept",
     hint="`torch.zeros(shape)` makes float32 whatever you put into it. Say `dtype=values.dtype` when you "
-         "make the zeros, and never pass values through Python numbers.",
+    "make the zeros, and never pass values through Python numbers.",
 )
 def test_dtype(impl):
     for dtype in (torch.float64, torch.bfloat16):
@@ -264,8 +306,7 @@ def test_dtype(impl):
 
 @SPARSE_TENSOR.check(
     "the device of the data is kept",
-    hint="`torch.zeros(shape)` makes its tensor on the CPU, wherever the values live: say "
-         "`device=values.device`.",
+    hint="`torch.zeros(shape)` makes its tensor on the CPU, wherever the values live: say `device=values.device`.",
 )
 def test_device(impl):
     """On a machine without a GPU the second device is torch's `meta` (shapes without numbers)."""
@@ -280,16 +321,20 @@ def test_device(impl):
         if device == "meta" and "same device" not in error.text:
             return  # some right ways of building a tensor need numbers, which `meta` does not have
         raise
-    expect.that(set(devices.values()) == {device}, expected=f"values, indices and dense on {device!r}",
-                came_back=", ".join(f"{name} on {where!r}" for name, where in devices.items()),
-                why="a tensor computed on one device must not wander to another")
+    expect.that(
+        set(devices.values()) == {device},
+        expected=f"values, indices and dense on {device!r}",
+        came_back=", ".join(f"{name} on {where!r}" for name, where in devices.items()),
+        why="a tensor computed on one device must not wander to another",
+    )
 
 
 @SPARSE_TENSOR.check(
-    "gradients reach the values", points=2,
+    "gradients reach the values",
+    points=2,
     hint="`dense` must be *computed from* `values` by torch operations: `zeros.index_put(...)` or "
-         "`zeros[...] = values`. Anything that copies the numbers (`torch.tensor(values)`, `.detach()`, "
-         "`.data`, `.item()`, `.tolist()`, `.numpy()`) cuts the graph.",
+    "`zeros[...] = values`. Anything that copies the numbers (`torch.tensor(values)`, `.detach()`, "
+    "`.data`, `.item()`, `.tolist()`, `.numpy()`) cuts the graph.",
 )
 def test_gradients(impl):
     values = torch.tensor([2.0, 5.0, 3.0], requires_grad=True)
@@ -300,13 +345,27 @@ def test_gradients(impl):
         return (weights * impl.SparseTensor.from_sparse((some_values, indices, shape)).dense ** 2).sum()
 
     total = loss(values)
-    expect.that(total.requires_grad, expected="a `dense` that autograd can follow back to `values`",
-                came_back="a `dense` that does not require grad", why="`values` require grad")
+    expect.that(
+        total.requires_grad,
+        expected="a `dense` that autograd can follow back to `values`",
+        came_back="a `dense` that does not require grad",
+        why="`values` require grad",
+    )
     (gradient,) = torch.autograd.grad(total, values, allow_unused=True)
-    expect.that(gradient is not None, expected="a gradient for each of `values`", came_back="no gradient",
-                why="`dense` requires grad, but not through the values that were given")
+    expect.that(
+        gradient is not None,
+        expected="a gradient for each of `values`",
+        came_back="no gradient",
+        why="`dense` requires grad, but not through the values that were given",
+    )
     step = 0.5  # central differences are exact for a quadratic, so the step need not be small
-    slopes = [(loss(values.detach() + step * unit) - loss(values.detach() - step * unit)) / (2 * step)
-              for unit in torch.eye(3)]
-    expect.close(gradient, torch.stack(slopes), name="the gradient of sum(weights * dense**2) in values",
-                 why="nudging each value up and down gives these slopes")
+    slopes = [
+        (loss(values.detach() + step * unit) - loss(values.detach() - step * unit)) / (2 * step)
+        for unit in torch.eye(3)
+    ]
+    expect.close(
+        gradient,
+        torch.stack(slopes),
+        name="the gradient of sum(weights * dense**2) in values",
+        why="nudging each value up and down gives these slopes",
+    )

@@ -5,9 +5,14 @@ import itertools
 import math
 from collections import defaultdict
 
+import numpy as np
 import torch
+from scipy.cluster import hierarchy
 
 from solutions.ch01_days_of_the_week import calendar_order_score as reference_score
+from solutions.ch01_days_of_the_week import decoder_pca as reference_decoder_pca
+from solutions.ch01_days_of_the_week import features_active_on as reference_features
+from solutions.ch01_days_of_the_week import pca as reference_pca
 from utils.variants import right, wrong
 
 
@@ -407,6 +412,303 @@ def p_without_looking(coords):
 @wrong("calendar_order_p_value", mistake="zero below the full order", hint="below 1")
 def p_zero_else(coords):
     return 2 / math.factorial(len(coords) - 1) if reference_score(coords) == 1 else 0.0
+
+
+# features_active_on
+
+
+@right("features_active_on")
+def features_one_sorted_set(model, sae, prompts, threshold=0.0):
+    last = _last_vectors(model, list(prompts), sae.cfg.metadata.hook_name)
+    rows = sae.encode(last)
+    return torch.tensor(sorted({latent for row in rows for latent in (row > threshold).nonzero().flatten().tolist()}))
+
+
+def _all_acts(model, sae, prompts, **options):
+    hook_name = sae.cfg.metadata.hook_name
+    return [sae.encode(_read(model, model.to_tokens(prompt, **options), hook_name)[0]) for prompt in prompts]
+
+
+def _numbers(mask):
+    return mask.nonzero().squeeze(1)
+
+
+@wrong("features_active_on", mistake="all positions, the sink among them", hint="attention sink")
+def features_of_all_positions(model, sae, prompts, threshold=0.0):
+    return _numbers((torch.cat(_all_acts(model, sae, prompts)) > threshold).any(dim=0))
+
+
+@wrong("features_active_on", mistake="no special token in front", hint="special token")
+def features_without_special(model, sae, prompts, threshold=0.0):
+    acts = torch.stack([acts[-1] for acts in _all_acts(model, sae, prompts, prepend_bos=False)])
+    return _numbers((acts > threshold).any(dim=0))
+
+
+@wrong("features_active_on", mistake="active on every prompt", hint="`any`, not `all`")
+def features_of_every_prompt(model, sae, prompts, threshold=0.0):
+    acts = torch.stack([acts[-1] for acts in _all_acts(model, sae, prompts)])
+    return _numbers((acts > threshold).all(dim=0))
+
+
+@wrong("features_active_on", mistake="mean over prompts", hint="*mean* over prompts")
+def features_of_the_mean(model, sae, prompts, threshold=0.0):
+    acts = torch.stack([acts[-1] for acts in _all_acts(model, sae, prompts)])
+    return _numbers(acts.mean(dim=0) > threshold)
+
+
+@wrong("features_active_on", mistake="threshold ignored", hint="`threshold` itself")
+def features_above_zero(model, sae, prompts, threshold=0.0):
+    return reference_features(model, sae, prompts, 0.0)
+
+
+@wrong("features_active_on", mistake="pairs of prompt and latent", hint="Sorted, each once")
+def features_with_doubles(model, sae, prompts, threshold=0.0):
+    acts = torch.stack([acts[-1] for acts in _all_acts(model, sae, prompts)])
+    return (acts > threshold).nonzero()[:, 1]
+
+
+@wrong("features_active_on", mistake="a mask", hint="`mask.nonzero()`")
+def features_as_mask(model, sae, prompts, threshold=0.0):
+    acts = torch.stack([acts[-1] for acts in _all_acts(model, sae, prompts)])
+    return (acts > threshold).any(dim=0)
+
+
+@wrong("features_active_on", mistake="a pass for each prompt, to the end", hint="one pass")
+def features_never_stopping(model, sae, prompts, threshold=0.0):
+    found = []
+    for prompt in prompts:
+        with torch.no_grad():
+            _, cache = model.run_with_cache(prompt, names_filter=sae.cfg.metadata.hook_name)
+        found.append(sae.encode(cache[sae.cfg.metadata.hook_name][0, -1]))
+    return _numbers((torch.stack(found) > threshold).any(dim=0))
+
+
+# decoder_pca
+
+
+@right("decoder_pca")
+def decoder_pca_by_gram(sae, latents, k):
+    rows = sae.W_dec.index_select(0, latents).double()
+    rows = rows - rows.mean(dim=0)
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    return (vectors * values.sqrt())[:, :k].float(), (values / values.sum())[:k].float()
+
+
+@wrong("decoder_pca", mistake="the whole decoder copied", hint="copies the whole decoder")
+def decoder_pca_of_a_copy(sae, latents, k):
+    coords, _, ratio = reference_pca(sae.W_dec.clone()[latents], k)
+    return coords, ratio
+
+
+@wrong("decoder_pca", mistake="the first rows instead of those asked for", hint="keep the order")
+def decoder_pca_of_the_first(sae, latents, k):
+    coords = reference_pca(sae.W_dec[: len(latents)], k)[0]
+    return coords, reference_decoder_pca(sae, latents, k)[1]
+
+
+@wrong("decoder_pca", mistake="rows of the encoder", hint="*decoder* rows")
+def decoder_pca_of_the_encoder(sae, latents, k):
+    coords, _, _ = reference_pca(sae.W_enc[:, latents].T, k)
+    return coords, reference_decoder_pca(sae, latents, k)[1]
+
+
+@wrong("decoder_pca", mistake="latents sorted", hint="keep the order")
+def decoder_pca_sorted(sae, latents, k):
+    return reference_decoder_pca(sae, latents.sort().values, k)
+
+
+@wrong("decoder_pca", mistake="shares of the kept components", hint="*total*")
+def decoder_pca_share_of_kept(sae, latents, k):
+    coords, ratio = reference_decoder_pca(sae, latents, k)
+    return coords, ratio / ratio.sum()
+
+
+@wrong("decoder_pca", mistake="not centred", hint="centred rows")
+def decoder_pca_uncentred(sae, latents, k):
+    left, singular, _ = torch.linalg.svd(sae.W_dec[latents], full_matrices=False)
+    return (left * singular)[:, :k], (singular**2 / (singular**2).sum())[:k]
+
+
+# circle_cluster
+
+
+@right("circle_cluster")
+def cluster_with_scipy_distances(sae, class_acts, latents, n_clusters):
+    rows = sae.W_dec[latents].double().numpy()
+    if len(rows) < n_clusters:
+        raise ValueError("fewer latents than clusters")
+    labels = hierarchy.fcluster(hierarchy.linkage(rows, "average", metric="cosine"), n_clusters, "maxclust")
+    return _best_cluster(sae, class_acts, latents, labels)
+
+
+def _best_cluster(sae, class_acts, latents, labels, least=0.01, reconstruct=None, by_variance=True):
+    best, winner = None, None
+    for label in sorted(set(labels.tolist())):
+        cluster = latents[torch.from_numpy(labels == label)].sort().values
+        means = (reconstruct or _reconstruction)(sae, class_acts, cluster)
+        coords, _, ratio = reference_pca(means, 2)
+        key = (reference_score(coords), float(means.var(dim=0).sum()) if by_variance else 0.0)
+        if ratio[1] >= least and (best is None or key > best):
+            best, winner = key, cluster
+    if winner is None:
+        raise ValueError("only lines")
+    return winner
+
+
+def _reconstruction(sae, class_acts, cluster):
+    return class_acts[:, cluster] @ sae.W_dec[cluster]
+
+
+def _labels(rows, n_clusters, metric="cosine"):
+    if len(rows) < n_clusters:
+        raise ValueError("fewer latents than clusters")
+    return hierarchy.fcluster(hierarchy.linkage(rows.numpy(), "average", metric=metric), n_clusters, "maxclust")
+
+
+@wrong("circle_cluster", mistake="Euclidean distance", hint="cosine, not Euclidean")
+def cluster_by_distance(sae, class_acts, latents, n_clusters):
+    return _best_cluster(sae, class_acts, latents, _labels(sae.W_dec[latents], n_clusters, "euclidean"))
+
+
+@wrong("circle_cluster", mistake="magnitude of the cosine", hint="not its magnitude")
+def cluster_by_magnitude(sae, class_acts, latents, n_clusters):
+    rows = torch.nn.functional.normalize(sae.W_dec[latents], dim=1)
+    if len(rows) < n_clusters:
+        raise ValueError("fewer latents than clusters")
+    apart = (1 - (rows @ rows.T).abs()).clamp_min(0)[*torch.triu_indices(len(rows), len(rows), 1)]
+    labels = hierarchy.fcluster(hierarchy.linkage(apart.numpy(), "average"), n_clusters, "maxclust")
+    return _best_cluster(sae, class_acts, latents, labels)
+
+
+@wrong("circle_cluster", mistake="lines count", hint="on a line")
+def cluster_that_may_be_a_line(sae, class_acts, latents, n_clusters):
+    return _best_cluster(sae, class_acts, latents, _labels(sae.W_dec[latents], n_clusters), least=-1.0)
+
+
+@wrong("circle_cluster", mistake="the largest cluster", hint="more than a line")
+def largest_cluster(sae, class_acts, latents, n_clusters):
+    labels = _labels(sae.W_dec[latents], n_clusters)
+    largest = max(set(labels.tolist()), key=labels.tolist().count)
+    return latents[torch.from_numpy(labels == largest)].sort().values
+
+
+@wrong("circle_cluster", mistake="the first of equal scores", hint="variance of the reconstruction")
+def cluster_first_found(sae, class_acts, latents, n_clusters):
+    labels = _labels(sae.W_dec[latents], n_clusters)
+    return _best_cluster(sae, class_acts, latents, labels, by_variance=False)
+
+
+@wrong("circle_cluster", mistake="everything reconstructed at once", hint="return one cluster")
+def cluster_of_one(sae, class_acts, latents, n_clusters):
+    _best_cluster(sae, class_acts, latents, _labels(sae.W_dec[latents], n_clusters))
+    return latents.sort().values
+
+
+@wrong("circle_cluster", mistake="most variance, whatever the order", hint="scrambled order")
+def cluster_of_most_variance(sae, class_acts, latents, n_clusters):
+    def spread(cluster):
+        means = _reconstruction(sae, class_acts, cluster)
+        return float(means.var(dim=0).sum()) if reference_pca(means, 2)[2][1] > 0.01 else -1.0
+
+    labels = torch.from_numpy(_labels(sae.W_dec[latents], n_clusters))
+    return max((latents[labels == label].sort().values for label in labels.unique()), key=spread)
+
+
+# separability_index
+
+
+def _information(points, n_bins, log=np.log2):
+    joint, _, _ = np.histogram2d(*points.double().numpy().T, bins=n_bins)
+    joint = joint / joint.sum()
+    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    full = joint > 0
+    return float((joint[full] * log(joint[full] / expected[full])).sum())
+
+
+def _turned(points, step, n_angles, whole=math.pi / 2):
+    angle = whole * step / n_angles
+    return points @ torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+@right("separability_index")
+def separability_with_numpy(points, n_angles=45, n_bins=8):
+    return min(_information(_turned(points, step, n_angles), n_bins) for step in range(n_angles))
+
+
+@wrong("separability_index", mistake="nats", hint="log2")
+def separability_in_nats(points, n_angles=45, n_bins=8):
+    return min(_information(_turned(points, step, n_angles), n_bins, np.log) for step in range(n_angles))
+
+
+@wrong("separability_index", mistake="maximum over rotations", hint="*minimum*")
+def separability_maximum(points, n_angles=45, n_bins=8):
+    return max(_information(_turned(points, step, n_angles), n_bins) for step in range(n_angles))
+
+
+@wrong("separability_index", mistake="no rotation", hint="Rotate the points")
+def separability_as_it_stands(points, n_angles=45, n_bins=8):
+    return _information(points, n_bins)
+
+
+@wrong("separability_index", mistake="correlation instead of information", hint="p(i, j)")
+def separability_by_correlation(points, n_angles=45, n_bins=8):
+    return min(abs(float(torch.corrcoef(_turned(points, step, n_angles).T)[0, 1])) for step in range(n_angles))
+
+
+@wrong("separability_index", mistake="bins ten wide whatever is asked", hint="Bins run from")
+def separability_fixed_bins(points, n_angles=45, n_bins=8):
+    return min(_information(_turned(points, step, n_angles), 10) for step in range(n_angles))
+
+
+# mixture_index
+
+
+def _mixture(points, epsilon=0.1, n_angles=90, offsets=True, relative=True, centred=False, pick=max):
+    best = []
+    for step in range(n_angles):
+        along = _turned(points, step, n_angles, math.pi)[:, 0]
+        away = along[:, None] - (along if offsets else torch.zeros(1))[None, :]
+        measured = away - away.mean(dim=0) if centred else away
+        size = measured.square().mean(dim=0).sqrt() if relative else torch.ones(away.shape[1])
+        best += (away.abs() < epsilon * size).float().mean(dim=0).tolist()
+    return pick(best)
+
+
+@right("mixture_index")
+def mixture_by_sorting(points, epsilon=0.1, n_angles=120):
+    best = 0.0
+    for step in range(n_angles):
+        along = _turned(points, step, n_angles, math.pi)[:, 0].sort().values
+        size = epsilon * ((along.mean() - along).square() + along.var(correction=0)).sqrt()
+        inside = torch.searchsorted(along, along + size) - torch.searchsorted(along, along - size, right=True)
+        best = max(best, inside.max().item() / len(along))
+    return best
+
+
+@wrong("mixture_index", mistake="lines through the origin only", hint="The line may lie anywhere")
+def mixture_through_the_origin(points, epsilon=0.1, n_angles=90):
+    return _mixture(points, epsilon, n_angles, offsets=False)
+
+
+@wrong("mixture_index", mistake="epsilon not relative", hint="size of the cloud does not matter")
+def mixture_absolute(points, epsilon=0.1, n_angles=30):
+    return _mixture(points, epsilon, n_angles, relative=False)
+
+
+@wrong("mixture_index", mistake="smallest instead of largest", hint="*largest*")
+def mixture_smallest(points, epsilon=0.1, n_angles=30):
+    return _mixture(points, epsilon, n_angles, pick=min)
+
+
+@wrong("mixture_index", mistake="two directions only", hint="all directions")
+def mixture_along_the_axes(points, epsilon=0.1, n_angles=90):
+    return _mixture(points, epsilon, 2)
+
+
+@wrong("mixture_index", mistake="yardstick of the centred projection", hint="distance from *that* line")
+def mixture_centred_yardstick(points, epsilon=0.1, n_angles=30):
+    return _mixture(points, epsilon, n_angles, centred=True)
 
 
 # rotate_in_plane

@@ -175,44 +175,64 @@ def loops(
 def clouds(
     panels: Mapping[str, Any],
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     title: str,
     xlabel: str,
     ylabel: str,
     alt: str,
     columns: int = 2,
 ) -> None:
-    """The same labelled points in several panels, each a named cloud [n, 2], in rows of so many columns."""
-    rows = -(-len(panels) // columns)
+    """Several panels in rows of so many columns, each a named cloud [n, 2]; the same labels in each, if any."""
+    starts = range(0, len(panels), columns)
     figure = make_subplots(
-        rows=rows, cols=columns, subplot_titles=list(panels), vertical_spacing=0.15, horizontal_spacing=0.12
+        rows=len(starts),
+        cols=columns,
+        specs=[[{} if start + column < len(panels) else None for column in range(columns)] for start in starts],
+        subplot_titles=list(panels),
+        vertical_spacing=0.15,
+        horizontal_spacing=0.12,
     )
     for number, cloud in enumerate(panels.values()):
         place = {"row": number // columns + 1, "col": number % columns + 1}
         points = _plain(cloud)
-        width, height = (max(values) - min(values) for values in zip(*points, strict=True))
-        for point, (label, (across, up)) in enumerate(zip(labels, points, strict=True)):
-            is_crowned = any(abs(x - across) < 0.4 * width and 0 < y - up < 0.2 * height for x, y in points)
-            figure.add_scatter(
-                x=[across],
-                y=[up],
-                mode="markers+text",
-                text=[label],
-                textposition="bottom center" if is_crowned else "top center",
-                name=label,
-                marker={"color": _cycle(COLOURS, point), "symbol": _cycle(SYMBOLS, point), "size": 11},
-                textfont={"color": INK},
-                hovertemplate=f"{label}<br>{xlabel} %{{x:.3g}}<br>{ylabel} %{{y:.3g}}<extra></extra>",
-                **place,
-            )
+        traces = _dots(points) if labels is None else _labelled_points(points, labels)
+        for trace in traces:
+            trace.hovertemplate = f"{trace.name or ''}<br>{xlabel} %{{x:.3g}}<br>{ylabel} %{{y:.3g}}<extra></extra>"
+            figure.add_trace(trace, **place)
         for update, name, values in (
             (figure.update_xaxes, xlabel, [across for across, _ in points]),
             (figure.update_yaxes, ylabel, [up for _, up in points]),
         ):
-            margin = 0.25 * (max(values) - min(values))  # room for the labels
+            margin = (0.05 if labels is None else 0.25) * (max(values) - min(values))  # room for the labels
             update(title=name, range=[min(values) - margin, max(values) + margin], **place)
-    figure.update_layout(showlegend=False, title=title, height=80 + 320 * rows)
+    figure.update_layout(showlegend=False, title=title, height=80 + 320 * len(starts))
     show(figure, alt)
+
+
+def _dots(points: list[list[float]]) -> list[go.Scatter]:
+    """One trace for many points; where they lie on each other, the heap is darker."""
+    across, up = zip(*points, strict=True)
+    return [go.Scatter(x=across, y=up, mode="markers", marker={"color": COLOURS[0], "size": 5, "opacity": 0.4})]
+
+
+def _labelled_points(points: list[list[float]], labels: Sequence[str]) -> list[go.Scatter]:
+    """A trace for each point, with its own colour and symbol; its label is below it where another is just above."""
+    width, height = (max(values) - min(values) for values in zip(*points, strict=True))
+    traces = []
+    for number, (label, (across, up)) in enumerate(zip(labels, points, strict=True)):
+        is_crowned = any(abs(x - across) < 0.4 * width and 0 < y - up < 0.2 * height for x, y in points)
+        trace = go.Scatter(
+            x=[across],
+            y=[up],
+            mode="markers+text",
+            text=[label],
+            textposition="bottom center" if is_crowned else "top center",
+            name=label,
+            marker={"color": _cycle(COLOURS, number), "symbol": _cycle(SYMBOLS, number), "size": 11},
+            textfont={"color": INK},
+        )
+        traces.append(trace)
+    return traces
 
 
 def bars(

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = ROOT / "build" / "screenshots"
+# JupyterLab shows a traceback as a warning is shown: as what went to stderr.
+ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -41,7 +43,7 @@ SETTINGS = {
 def folder(tmp_path_factory):
     """A copy of the course: links to its rooms, the notebooks themselves copied, because running saves them."""
     folder = tmp_path_factory.mktemp("course")
-    for room in ("utils", "tests", "solutions", "assets", "pyproject.toml", "requirements.txt"):
+    for room in ("utils", "tests", "solutions", "kernels", "assets", "pyproject.toml", "requirements.txt"):
         if (ROOT / room).exists():
             (folder / room).symlink_to(ROOT / room)
     (folder / "chapters").mkdir()
@@ -134,11 +136,13 @@ def run_all(page):
 
 
 def wait_until_run(page):
-    """Until no cell waits or runs: its prompt is a star."""
+    """Until no cell waits or runs (its prompt is a star) or one has failed, after which the others never run."""
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
-        ".every(prompt => /\\[\\d+\\]/.test(prompt.textContent))"
+        f"""() => document.querySelector("{ERRORS}")
+        || [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+            .every(prompt => /\\[\\d+\\]/.test(prompt.textContent))"""
     )
+    assert page.locator(ERRORS).all_inner_texts() == []
 
 
 def screenshots(page, elements, name):
@@ -184,7 +188,6 @@ def test_figures_of_chapter_01_render(page, lab, folder):
     wait_until_run(page)
     figures = page.locator(".js-plotly-plot .main-svg:first-child")
     assert figures.count() >= 3
-    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     for number in range(figures.count()):
         box = figures.nth(number).bounding_box()
         assert box and box["height"] > 100, f"figure {number} is not drawn"

@@ -1,6 +1,6 @@
 """The set of dictionaries that the course ships: what each one reads and writes, and how it is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.paths import cache_dir
@@ -88,10 +88,11 @@ PAIRS = (("resid_pre.3", "resid_pre.6"), ("z.16", "z.17"))
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a dictionary, by name."""
-    if name not in RECIPES:
+    """The recipe of a dictionary, by name; `resid_pre.3-seed1` is the one of `resid_pre.3` with another seed."""
+    known, _, seed = name.partition("-seed")
+    if known not in RECIPES:
         raise KeyError(f"unknown dictionary {name!r}: the set has {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return replace(RECIPES[known], name=name, seed=int(seed)) if seed else RECIPES[known]
 
 
 def work_dir(*parts: str) -> Path:

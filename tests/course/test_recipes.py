@@ -205,6 +205,13 @@ def test_rule_scores_a_token_latent_high_and_noise_at_chance() -> None:
     assert 0.3 < noise_score < 0.7
 
 
+def test_a_name_may_ask_for_another_seed() -> None:
+    another = recipe("transcoder.8-seed3")
+    assert another == replace(recipe("transcoder.8"), name="transcoder.8-seed3", seed=3)
+    with pytest.raises(KeyError, match="transcoder.9-seed3"):
+        recipe("transcoder.9-seed3")
+
+
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(KeyError, match=r"transcoder\.8"):
         recipe("transcoder.9")

@@ -208,7 +208,7 @@ def test_rule_scores_a_token_latent_high_and_noise_at_chance() -> None:
 def test_a_name_may_ask_for_another_seed() -> None:
     another = recipe("transcoder.8-seed3")
     assert another == replace(recipe("transcoder.8"), name="transcoder.8-seed3", seed=3)
-    with pytest.raises(KeyError, match="transcoder.9-seed3"):
+    with pytest.raises(KeyError, match=r"transcoder\.9-seed3"):
         recipe("transcoder.9-seed3")
 
 

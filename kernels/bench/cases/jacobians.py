@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 N_LOGITS = 10
 MOST_MEMORY = 16e9
+BEYOND_THE_BOUND = (
+    "the bound counts a whole pass for each latent; up to the one attention in which positions meet, the kernel "
+    "carries all positions together, so that its share of the bound may be above 1"
+)
 
 
 # ---- the plain formulations
@@ -75,6 +79,8 @@ def _latents_to_latents(name_from: str, name_to: str, course: Course, length: in
         ]
 
     chunk, note = _chunk(course, length, len(later[0]), 2 * sae_to.cfg.d_sae + sae_from.cfg.d_sae)
+    if _hook(sae_to).endswith("hook_z"):
+        note = "; ".join(filter(None, (note, BEYOND_THE_BOUND)))
     return Problem(
         kernel=lambda: jacobians.latents_to_latents(course.model, tokens, sae_from, sae_to, values, indices)[0],
         dense=lambda: torch.func.jacrev(plain, chunk_size=chunk)(values),

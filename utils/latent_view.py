@@ -161,7 +161,7 @@ def _histogram(firing: Firing) -> str:
     used = [at for at, count in enumerate(firing.counts) if count]
     bins = range(used[0], used[-1] + 1)
     most, width, left, height = max(firing.counts), 30, 56, 100
-    right, bottom = left + width * len(bins), 10 + height
+    right, bottom = left + width * max(len(bins), 5), 10 + height  # a single bar leaves room for the axis's title
     bars, ticks = [], []
     for place, at in enumerate(bins):
         count, x = firing.counts[at], left + width * place

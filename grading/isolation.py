@@ -28,7 +28,7 @@ from utils import plain
 from utils.expect import StudentError
 from utils.implementations import ERRORS, Handle, Implementation, Reference
 from utils.kept import NO_REFERENCE
-from utils.paths import ROOT
+from utils.paths import ROOT, SOLUTIONS
 from utils.time_limit import OutOfTime
 
 START_SECONDS = 120  # to start, import torch and load the model
@@ -166,12 +166,16 @@ class IsolatedBackend:
             [sys.executable, "-m", "grading.worker", str(theirs.fileno()), str(self.file.resolve())],
             pass_fds=[theirs.fileno()],
             cwd=self._scratch.name,
-            env={**os.environ, "PYTHONPATH": str(ROOT), NO_REFERENCE: "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **self._without_reference()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         theirs.close()
+
+    def _without_reference(self) -> dict[str, str]:
+        """A submission must do without the reference; a chapter of the reference may build on the others."""
+        return {} if self.file.resolve().parent == SOLUTIONS else {NO_REFERENCE: "1"}
 
     def close(self) -> None:
         """End the worker; the next check starts a new one."""

@@ -8,7 +8,7 @@ import torch
 from grading.isolation import isolated
 from utils.checking import run_checks
 from utils.expect import StudentError
-from utils.implementations import from_file, solution_file
+from utils.implementations import Implementation, from_file, solution_file
 from utils.time_limit import OutOfTime
 
 FILE = """
@@ -29,6 +29,10 @@ def sleeps(): time.sleep(60)
 def dies(): os._exit(3)
 def shape_of(x): return x.shape
 def encoded(sae, x): return type(sae).__name__, sae.encode(x)
+
+def borrows():
+    from utils import mine
+    return mine.pca
 """
 
 
@@ -61,6 +65,16 @@ def test_chapter_03_gives_the_same_rows_both_ways(tmp_path):
         with isolated(file) as implementation:
             there = run_checks("03", [implementation])
         assert rows_without_seconds(here) == rows_without_seconds(there)
+
+
+def test_the_reference_builds_on_earlier_chapters_and_a_submission_may_not(remote):
+    with pytest.raises(StudentError, match="pca` has not passed"):
+        remote.borrows()
+    with isolated(solution_file("02")) as implementation:
+        reference = Implementation(implementation._backend, "reference", only="layer_geometry")
+        rows = run_checks("02", [reference])
+    assert len(rows) == 4
+    assert all(row.passed for row in rows), rows
 
 
 def test_plain_data_and_errors_cross(remote):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from grading.isolation import isolated
+from utils import load
 from utils.checking import run_checks
 from utils.expect import StudentError
 from utils.implementations import Implementation, from_file, solution_file
@@ -89,6 +90,13 @@ def test_a_dictionary_that_a_check_built_crosses(remote, small_dictionary):
     name, acts = remote.encoded(small_dictionary, x)
     assert name == "TopKSAE"
     assert torch.equal(acts, small_dictionary.encode(x))
+
+
+def test_a_dictionary_that_is_loaded_for_a_call_is_not_the_students_memory(remote):
+    sae = load().dictionaries["resid_pre.24"]
+    with remote.watch() as seen:
+        remote.encoded(sae, torch.zeros(1, 576))
+    assert 0 < seen.peak_bytes < sae.W_dec.numel()  # one row of latents, not the weights
 
 
 def test_gradients_cross_in_both_directions(remote):

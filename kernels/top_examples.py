@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
+from kernels.sparse import encode_columns
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from sae_lens import SAE
@@ -84,7 +86,7 @@ def encode(
     """The activations of some latents, without those of the others where the architecture allows it."""
     if dictionary.cfg.architecture() not in ("transcoder", "jumprelu_transcoder"):
         return dictionary.encode(inputs)[..., columns]  # TopK compares all latents with each other
-    before = inputs @ dictionary.W_enc[:, columns] + dictionary.b_enc[columns]
+    before = encode_columns(dictionary, inputs, columns)
     acts = before.relu()
     if hasattr(dictionary, "threshold"):
         acts = acts * (before > dictionary.threshold[columns])

@@ -29,3 +29,14 @@ def dictionaries():
     from utils import load
 
     return load().dictionaries
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request):
+    """Hooks and dictionaries that an answer leaves on the model must not meet the next check."""
+    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
+    yield
+    if model is not None:
+        model.reset_hooks()
+        if model.acts_to_saes:
+            model.reset_saes()

@@ -7,7 +7,6 @@ import math
 from functools import cache
 
 import numpy as np
-import pytest
 import torch
 
 from utils import expect
@@ -245,15 +244,6 @@ NEXT_TOKENS_AFTER_PATCH = Exercise(
         "`logits[:, -1].argmax(dim=-1)`: the last token predicts what comes next, wherever you patched.",
     ),
 )
-
-
-@pytest.fixture(autouse=True)
-def hooks_taken_off(request):
-    """What a wrong answer leaves on the model must not meet the next check."""
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
-    if model is not None:
-        model.reset_hooks()
 
 
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]

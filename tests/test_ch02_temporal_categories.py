@@ -4,7 +4,6 @@ all possible shuffles of a few rows, accuracies against a loop that leaves one r
 import itertools
 from functools import cache
 
-import pytest
 import torch
 
 from utils import expect
@@ -111,15 +110,6 @@ LEAVE_ONE_OUT = Exercise(
         "the labels are numbered with `labels.unique(return_inverse=True)`, and mind a class of one: m - 1 is 0.",
     ),
 )
-
-
-@pytest.fixture(autouse=True)
-def hooks_taken_off(request):
-    """What a wrong answer leaves on the model must not meet the next check."""
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
-    if model is not None:
-        model.reset_hooks()
 
 
 # How the checks read the model: torch hooks on its modules, whole prompts one at a time.

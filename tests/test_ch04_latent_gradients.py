@@ -4,7 +4,6 @@ for the course's: they reconstruct badly, and that makes a mixed-up stream easy 
 
 from functools import cache
 
-import pytest
 import torch
 
 from utils import expect
@@ -175,15 +174,6 @@ JACOBIAN_BLOCK = Exercise(
         "on rows of `torch.eye(len(rows))`.",
     ),
 )
-
-
-@pytest.fixture(autouse=True)
-def hooks_taken_off(request):
-    """What a wrong answer leaves on the model must not meet the next check."""
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
-    if model is not None:
-        model.reset_hooks()
 
 
 # How the checks read and change the model: torch hooks on its modules.

@@ -3,7 +3,6 @@ evaluated from their weights, gradients come from autograd through that; what is
 
 from functools import cache
 
-import pytest
 import torch
 
 from utils import expect
@@ -148,15 +147,6 @@ MATCHED_CONTROLS = Exercise(
         "every set, one generator (seeded once) for all.",
     ),
 )
-
-
-@pytest.fixture(autouse=True)
-def hooks_taken_off(request):
-    """What a wrong answer leaves on the model must not meet the next check."""
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
-    if model is not None:
-        model.reset_hooks()
 
 
 def random_repeats(half, rows, seed):

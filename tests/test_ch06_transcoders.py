@@ -3,7 +3,6 @@ are computed again from the weights, in double precision or one by one."""
 
 from functools import lru_cache
 
-import pytest
 import torch
 
 from utils import expect
@@ -174,17 +173,6 @@ INFLUENCE = Exercise(
 
 
 # How the checks see the model: torch hooks on its modules.
-
-
-@pytest.fixture(autouse=True)
-def as_it_was(request):
-    """Hooks and dictionaries that an answer leaves on the model must not meet the next check."""
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
-    if model is not None:
-        model.reset_hooks()
-        if model.acts_to_saes:
-            model.reset_saes()
 
 
 TEXTS = (

@@ -6,14 +6,14 @@ from importlib import import_module
 from utils.errors import CourseError
 
 COMMANDS = {
-    "check": ("utils.check_command", "run a chapter's checks on the reference, a Python file or a notebook"),
-    "model": ("utils.model_files", "fetch and convert the default model"),
-    "doctor": ("utils.doctor", "explain this machine: what works, what does not, what to do"),
+    "check": ("utils.checks.command", "run a chapter's checks on the reference, a Python file or a notebook"),
+    "model": ("utils.models.model_files", "fetch and convert the default model"),
+    "doctor": ("utils.models.doctor", "explain this machine: what works, what does not, what to do"),
     "build": ("authoring.build", "build the notebooks from the texts"),
     "fill": ("authoring.fill", "write a chapter's notebook with its exercises taken from a Python file"),
     "execute": ("authoring.execute", "run chapters with the reference filled in"),
     "dev": ("authoring.dev", "prove that every check accepts right and rejects wrong solutions"),
-    "bench": ("kernels.bench.run", "time the kernels against plain formulations of the same quantities"),
+    "bench": ("fast.bench.run", "time the kernels against plain formulations of the same quantities"),
     "restamp": ("authoring.restamp", "change the repository's address everywhere"),
 }
 

@@ -15,11 +15,11 @@ from urllib.parse import quote, urlsplit
 import nbformat
 
 from authoring.chapter_text import ChapterText, figures, measured_names, read_text
-from authoring.layout import Chapter, named_chapters
 from authoring.setup_cell import setup_source
 from authoring.stubs import stub_source
+from utils.chapters import Chapter, find_chapters
+from utils.checks.exercises import Exercise, exercises_in
 from utils.errors import CourseError
-from utils.exercises import Exercise
 from utils.paths import repository
 from utils.source import extract, plain_python
 
@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say which notebooks are stale (exit status 1)")
     options = parser.parse_args(args)
     try:
-        chapters = named_chapters(options.chapters)
+        chapters = find_chapters(options.chapters)
         stale = [chapter for chapter in chapters if is_stale(chapter, repository())]
         for chapter in stale:
             if options.check:
@@ -70,7 +70,7 @@ def as_text(notebook: dict[str, Any]) -> str:
 def build(chapter: Chapter, address: str) -> dict[str, Any]:
     """The chapter's notebook as nbformat JSON, validated. `address` is the repository's."""
     text = read_text(chapter.text, chapter.shown(chapter.text))
-    exercises = {exercise.name: exercise for exercise in chapter.exercises()}
+    exercises = {exercise.name: exercise for exercise in exercises_in(chapter)}
     _check_places(text, exercises, chapter)
     _check_measured(text)
     cells = [

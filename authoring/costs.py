@@ -12,10 +12,10 @@ from statistics import median
 import psutil
 from tabulate import tabulate
 
-from utils.checking import Row, run_checks
-from utils.exercises import chapter_exercises
-from utils.implementations import reference
-from utils.kept import write_atomically
+from utils.checks.exercises import chapter_exercises
+from utils.checks.implementations import reference
+from utils.checks.running import Row, run_checks
+from utils.files import write_atomically
 from utils.paths import ROOT
 
 TABLE = ROOT / "tests" / "COSTS.md"

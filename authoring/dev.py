@@ -17,12 +17,13 @@ from tabulate import tabulate
 
 from authoring.costs import Cost, costs_of, record
 from authoring.stubs import stub_module
-from utils import load
-from utils.checking import Row, run_checks
-from utils.exercises import Exercise, chapter_exercises, chapter_key, checker_files
-from utils.implementations import Implementation, LocalBackend, solution_file
+from utils.chapters import find_chapters
+from utils.checks.exercises import Exercise, chapter_exercises
+from utils.checks.implementations import Implementation, LocalBackend, solution_file
+from utils.checks.running import Row, run_checks
+from utils.checks.variants import Variant, variants_of
+from utils.models.loading import load
 from utils.paths import ROOT
-from utils.variants import Variant, variants_of
 
 WRONG_AT_LEAST = 4
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--record", action="store_true", help="write what all chapters' checks cost to tests/COSTS.md")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at once, each on one core")
     options = parser.parse_args(arguments)
-    chapters = [chapter_key(text) for text in options.chapters] or list(checker_files())
+    chapters = [chapter.number for chapter in find_chapters(options.chapters)]
     if len(chapters) > 1 and not options.record:
         return prove_side_by_side(chapters, options.jobs)
     load()  # what checks cost is told without it

@@ -24,9 +24,9 @@ from traitlets import Unicode
 
 from authoring.chapter_text import figures, read_text
 from authoring.fill import fill, read_notebook
-from authoring.layout import Chapter, named_chapters
-from utils.check_view import ROWS_MIME
+from utils.chapters import Chapter, find_chapters
 from utils.errors import CourseError
+from utils.notebook.check_view import ROWS_MIME
 from utils.paths import cache_dir
 
 CELL_SECONDS = 1200
@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     failed = False
     try:
-        for chapter in named_chapters(options.chapters):
+        for chapter in find_chapters(options.chapters):
             print(f"{chapter.name} ...", flush=True)
             run = execute_chapter(chapter, student=options.student, record=options.record)
             (out / chapter.notebook.name).write_text(nbformat.writes(run.notebook), encoding="utf-8")

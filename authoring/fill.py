@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from authoring.build import as_text
-from authoring.layout import Chapter, named_chapters
+from utils.chapters import Chapter, find_chapter
 from utils.errors import CourseError
 from utils.source import NotDefined, extract, read_source
 
@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the notebook to write")
     options = parser.parse_args(args)
     try:
-        (chapter,) = named_chapters([options.chapter])
+        chapter = find_chapter(options.chapter)
         filled, missing = fill(read_notebook(chapter), read_source(options.file))
     except (CourseError, OSError, SyntaxError) as error:
         print(f"course fill: {error}", file=sys.stderr)

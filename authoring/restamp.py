@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from authoring.build import notebook_text
-from authoring.layout import all_chapters
 from utils import paths
+from utils.chapters import all_chapters
 from utils.errors import CourseError
 
 _SETTING = re.compile(r'(?m)^(repository\s*=\s*)"[^"\n]*"')

@@ -25,7 +25,7 @@ from recipes.cleaning import Repeats, clean, paragraphs
 from recipes.packages import Package, corpus_dir, fetch, members, write_atomically
 from recipes.readers import READERS
 from utils.errors import CourseError
-from utils.model_files import ensure_model
+from utils.models.model_files import ensure_model
 from utils.paths import ASSETS, RECIPES
 
 Source = Package  # with name, genre, reader, files, cap and licence besides

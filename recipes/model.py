@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.model_files import ensure_model
+from utils.models.model_files import ensure_model
 
 FIRST_TOKEN = 1  # `<|im_start|>`, as `to_tokens` of the bridge prepends it; its position is the attention sink
 

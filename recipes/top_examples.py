@@ -1,7 +1,7 @@
 """Make the index behind the dashboards: `python -m recipes.top_examples` (or the names of some dictionaries).
 
 One pass of the model over the public split serves all dictionaries. For each latent the index keeps its strongest
-passages, a histogram of its activations, and through it how often it fires; see `utils.top_examples` for the format
+passages, a histogram of its activations, and through it how often it fires; see `utils.dashboards.index` for the format
 and for how text becomes passages. First positions (the attention sink) and special tokens are left out. The model
 runs in bfloat16, as in `recipes.harvest`; what a dashboard shows is computed again in float32.
 
@@ -27,8 +27,9 @@ from recipes.corpus import corpus_dir, documents
 from recipes.dictionary_set import RECIPES, recipe, work_dir
 from recipes.export import candidates_dir
 from recipes.model import FIRST_TOKEN, load_model, load_tokenizer, run_to
+from utils.dashboards.index import INDEX, Index, fingerprints, save_index
+from utils.material.public_text import passages
 from utils.paths import DICTIONARIES
-from utils.top_examples import INDEX, Index, fingerprints, passages, save_index
 
 EXAMPLES = 8
 BINS = 20  # of half an octave: a factor of 1024 from the first edge to the last

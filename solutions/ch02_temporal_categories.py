@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from utils import mine
-from utils.temporal import BASELINE
+from utils.material.tenses import BASELINE
 
 if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
     from sae_lens import SAE

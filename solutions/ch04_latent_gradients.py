@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from kernels import jacobians
-from utils import mine
-from utils.profiles import first_position
+from fast import jacobians
+from utils import first_position, mine
 
 if TYPE_CHECKING:  # these take ten seconds, and nothing here needs them but the reader
     from sae_lens import SAE

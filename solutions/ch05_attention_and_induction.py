@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels import jacobians
-from utils import mine
-from utils.induction import repeat_log_prob
-from utils.profiles import first_position
+from fast import jacobians
+from utils import first_position, mine
+from utils.material.induction import repeat_log_prob
 
 if TYPE_CHECKING:  # these take ten seconds, and nothing here needs them but the reader
     from sae_lens import SAE

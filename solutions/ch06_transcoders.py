@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from utils import mine
-from utils.profiles import first_position
+from utils import first_position, mine
 
 if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
     from sae_lens import SAE
@@ -146,7 +145,7 @@ def max_activating_examples(
         ValueError: if ``tokens`` is not of rank 2, or if the transcoder has no latent of one of the numbers.
     """
     # BEGIN SOLUTION
-    from kernels.top_examples import top_examples
+    from fast.top_examples import top_examples
 
     if tokens.ndim != 2:
         raise ValueError(f"tokens must have rank 2, [batch, seq]; these have rank {tokens.ndim}")

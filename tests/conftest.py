@@ -9,8 +9,8 @@ def pytest_configure(config):
 
 @pytest.fixture
 def impl(request):
-    """The implementation under test; `utils.checking` hands in others by parametrisation."""
-    from utils.implementations import reference
+    """The implementation under test; `utils.checks.running` hands in others by parametrisation."""
+    from utils.checks.implementations import reference
 
     return reference(request.module.__name__.split(".test_ch")[1][:2])
 

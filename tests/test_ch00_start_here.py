@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 POSITION_NORMS = Exercise(
     "position_norms",

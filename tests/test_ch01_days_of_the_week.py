@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 LAST_TOKEN_RESID = Exercise(
     "last_token_resid",

@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 CATEGORY_MEANS = Exercise(
     "category_means",

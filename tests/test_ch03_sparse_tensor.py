@@ -4,8 +4,8 @@ import itertools
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 SPARSE_TENSOR = Exercise(
     "SparseTensor",

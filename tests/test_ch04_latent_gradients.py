@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
-from utils.profiles import first_position
+from utils import first_position
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 LATENT_ACTS_TO_LATER_LATENT_ACTS = Exercise(
     "latent_acts_to_later_latent_acts",

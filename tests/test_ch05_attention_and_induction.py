@@ -5,11 +5,11 @@ from functools import cache
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
-from utils.expect import StudentError
-from utils.implementations import Handle
-from utils.profiles import first_position
+from utils import first_position
+from utils.checks import expect
+from utils.checks.exercises import Exercise
+from utils.checks.expect import StudentError
+from utils.checks.implementations import Handle
 
 HEAD_SCORES = Exercise(
     "head_scores",

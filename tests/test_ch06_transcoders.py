@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import torch
 
-from utils import expect
-from utils.exercises import Exercise
+from utils.checks import expect
+from utils.checks.exercises import Exercise
 
 RUN_WITH_TRANSCODERS = Exercise(
     "run_with_cache_with_transcoders",

@@ -1,7 +1,6 @@
 """Where things are: the rooms of the course, the user's cache, and the repository's address."""
 
 import os
-import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,6 @@ PYPROJECT = ROOT / "pyproject.toml"
 REQUIREMENTS = ROOT / "requirements.txt"
 
 CACHE_VARIABLE = "SPARSE_CIRCUITS_CACHE"
-_CHAPTER_NAME = re.compile(r"(\d\d)_[a-z0-9_]+")
 
 
 def cache_dir() -> Path:
@@ -44,12 +42,6 @@ def repository() -> str:
     with PYPROJECT.open("rb") as file:
         address: str = tomllib.load(file)["tool"]["course"]["repository"]
     return address.rstrip("/").removesuffix(".git")
-
-
-def chapters() -> list[str]:
-    """Names of all chapters in order, such as `03_sparse_tensor`: the texts', or the notebooks' in a copy without."""
-    names = {path.stem for path in (*CHAPTER_TEXTS.glob("*.md"), *CHAPTERS.glob("*.ipynb"))}
-    return sorted(name for name in names if _CHAPTER_NAME.fullmatch(name))
 
 
 def requirement_pins() -> dict[str, str]:

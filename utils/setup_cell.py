@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import chapters
 from utils.errors import CourseError
 from utils.paths import requirement_pins
 
@@ -54,9 +55,7 @@ def ready(chapter: str) -> None:
 
     Raises CourseError that says what to do when something cannot be installed.
     """
-    from utils import results
-
-    results.begin(chapter)
+    chapters.begin(chapter)
     platform = hosted_platform()
     missing = missing_requirements()
     if platform:

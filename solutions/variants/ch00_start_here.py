@@ -3,7 +3,7 @@
 import torch
 
 from solutions.ch00_start_here import position_norms as reference
-from utils.variants import right, wrong
+from utils.checks.variants import right, wrong
 
 
 def _stream(model, tokens, hook_name):

@@ -13,7 +13,7 @@ from solutions.ch01_days_of_the_week import calendar_order_score as reference_sc
 from solutions.ch01_days_of_the_week import decoder_pca as reference_decoder_pca
 from solutions.ch01_days_of_the_week import features_active_on as reference_features
 from solutions.ch01_days_of_the_week import pca as reference_pca
-from utils.variants import right, wrong
+from utils.checks.variants import right, wrong
 
 
 def _layer(hook_name):

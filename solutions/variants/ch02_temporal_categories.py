@@ -10,8 +10,8 @@ from solutions.ch02_temporal_categories import layer_geometry as reference_geome
 from solutions.ch02_temporal_categories import leave_one_out_accuracy as reference_accuracy
 from solutions.ch02_temporal_categories import max_statistic_p_values as reference_p_values
 from solutions.ch02_temporal_categories import top_features_vs_baseline as reference_top
-from utils.temporal import BASELINE
-from utils.variants import right, wrong
+from utils.checks.variants import right, wrong
+from utils.material.tenses import BASELINE
 
 
 def _layer(hook_name):

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from solutions.ch03_sparse_tensor import SparseTensor as Reference
-from utils.variants import right, wrong
+from utils.checks.variants import right, wrong
 
 
 @right("SparseTensor")

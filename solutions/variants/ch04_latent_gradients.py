@@ -4,9 +4,8 @@ import torch
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 from solutions import ch04_latent_gradients as reference
-from utils import mine
-from utils.profiles import first_position
-from utils.variants import right, wrong
+from utils import first_position, mine
+from utils.checks.variants import right, wrong
 
 
 def _layer(sae):

@@ -3,9 +3,8 @@
 import torch
 
 from solutions import ch05_attention_and_induction as reference
-from utils import mine
-from utils.profiles import first_position
-from utils.variants import right, wrong
+from utils import first_position, mine
+from utils.checks.variants import right, wrong
 
 
 def _half(tokens):

@@ -3,8 +3,8 @@
 import torch
 
 from solutions import ch06_transcoders as reference
-from utils.profiles import first_position
-from utils.variants import right, wrong
+from utils import first_position
+from utils.checks.variants import right, wrong
 
 
 def _layer(transcoder):

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from kernels.bench import run
-from kernels.bench.case import Case, Goal, Problem
-from kernels.bench.inputs import passages
+from fast.bench import run
+from fast.bench.case import Case, Goal, Problem
+from fast.bench.inputs import passages
 from utils import load
 
 

@@ -43,7 +43,7 @@ SETTINGS = {
 def folder(tmp_path_factory):
     """A copy of the course: links to its rooms, the notebooks themselves copied, because running saves them."""
     folder = tmp_path_factory.mktemp("course")
-    for room in ("utils", "tests", "solutions", "kernels", "assets", "pyproject.toml", "requirements.txt"):
+    for room in ("utils", "tests", "solutions", "fast", "assets", "pyproject.toml", "requirements.txt"):
         if (ROOT / room).exists():
             (folder / room).symlink_to(ROOT / room)
     (folder / "chapters").mkdir()

@@ -9,7 +9,7 @@ import pytest
 
 from authoring import build as builder
 from authoring.chapter_text import Figure, figures
-from authoring.layout import Chapter, all_chapters, named_chapters
+from utils.chapters import Chapter, all_chapters, find_chapters
 from utils.errors import CourseError
 from utils.paths import repository
 
@@ -69,7 +69,7 @@ def _plus(a, b):
 '''
 
 CHECKER = """\
-from utils.exercises import Exercise
+from utils.checks.exercises import Exercise
 
 ADD = Exercise("add", number="7.1", title="A sum", difficulty=2, importance=5, minutes=10, hints=("Think.", "Use `+`."))
 
@@ -219,9 +219,9 @@ def test_stale_notebooks_are_seen(chapter):
     chapter.notebook.write_text(builder.notebook_text(chapter, ADDRESS), encoding="utf-8")
     assert not builder.is_stale(chapter, ADDRESS)
     assert builder.is_stale(chapter, ADDRESS + "-moved")
-    assert named_chapters(["7"], chapter.root) == named_chapters([str(chapter.notebook)], chapter.root) == [chapter]
+    assert find_chapters(["7"], chapter.root) == find_chapters([str(chapter.notebook)], chapter.root) == [chapter]
     with pytest.raises(CourseError, match="the chapters are: 07_small_things"):
-        named_chapters(["8"], chapter.root)
+        find_chapters(["8"], chapter.root)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_built_notebooks_are_current(chapter):
 
 
 def test_command_builds_and_reports(chapter, monkeypatch, capsys):
-    monkeypatch.setattr(builder, "named_chapters", lambda wanted: [chapter])
+    monkeypatch.setattr(builder, "find_chapters", lambda wanted: [chapter])
     assert builder.main(["--check"]) == 1
     assert "stale: chapters/07_small_things.ipynb" in capsys.readouterr().out
     assert builder.main([]) == 0 and builder.main(["--check"]) == 0

@@ -13,7 +13,7 @@ from sae_lens import SAE
 from recipes import report
 from recipes.dictionary_set import RECIPES
 from utils import load
-from utils.dictionaries import bundled_names, dictionary_faults
+from utils.models.dictionaries import bundled_names, dictionary_faults
 from utils.paths import ASSETS, DICTIONARIES
 
 

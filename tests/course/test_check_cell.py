@@ -6,10 +6,11 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from utils import check_cell, kept, results
-from utils.check_view import ROWS_MIME
-from utils.exercises import find_exercise
-from utils.implementations import solution_file
+from utils import student_work
+from utils.checks.exercises import find_exercise
+from utils.checks.implementations import solution_file
+from utils.notebook import check_cell, results
+from utils.notebook.check_view import ROWS_MIME
 
 SOLUTION = solution_file("03").read_text()
 STUB = "class SparseTensor:\n    @classmethod\n    def from_dense(cls, dense):\n        raise NotImplementedError"
@@ -18,10 +19,10 @@ STUB = "class SparseTensor:\n    @classmethod\n    def from_dense(cls, dense):\n
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     """A fresh session with a fresh mine/; returns a function that runs a cell and gives what it displayed."""
-    for module in (kept, check_cell):
+    for module in (student_work, check_cell):
         monkeypatch.setattr(module, "MINE", tmp_path / "mine")
     monkeypatch.setattr(check_cell, "PROGRESS", tmp_path / "mine" / "progress.json")
-    monkeypatch.setattr(kept.mine, "_passed", {})
+    monkeypatch.setattr(student_work.mine, "_passed", {})
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance()
 
@@ -48,9 +49,9 @@ def test_what_passes_is_kept_and_survives_the_kernel(session, monkeypatch):
     (shown,) = session("check(SparseTensor)")
     assert "SparseTensor: passed" in shown["text/html"]
     assert "Kept in mine/ch03.py" in shown["text/plain"]
-    monkeypatch.setattr(kept.mine, "_passed", {})  # a new kernel knows nothing of the old
-    monkeypatch.setenv(kept.NO_REFERENCE, "1")
-    dense = kept.mine.SparseTensor.from_dense
+    monkeypatch.setattr(student_work.mine, "_passed", {})  # a new kernel knows nothing of the old
+    monkeypatch.setenv(student_work.NO_REFERENCE, "1")
+    dense = student_work.mine.SparseTensor.from_dense
     assert dense.__module__ == "mine.ch03"
     (shown,) = session("progress()")
     assert "passed" in shown["text/plain"]
@@ -106,7 +107,7 @@ def test_names_of_the_notebook_that_can_not_be_kept_are_named(session):
 
 
 def test_a_stub_in_the_session_does_not_hide_what_has_passed(session, monkeypatch):
-    monkeypatch.setattr(kept.mine, "_passed", {"earlier": lambda: "passed"})
+    monkeypatch.setattr(student_work.mine, "_passed", {"earlier": lambda: "passed"})
     session("def earlier():\n    raise NotImplementedError\n\ndef later():\n    return mine.earlier()")
     later = check_cell._session_names()["later"]
     implementation = check_cell._implementation(find_exercise("SparseTensor"), later)
@@ -130,8 +131,8 @@ def test_results_fall_back_on_what_is_stored(tmp_path, monkeypatch, capsys):
     value = {"means": torch.arange(3.0), "names": ["a", "b"], "share": 0.5}
     results.result("some_means", lambda: value)
     monkeypatch.delenv(results.RECORD)
-    monkeypatch.setenv(kept.NO_REFERENCE, "1")
-    monkeypatch.setattr(kept, "MINE", tmp_path / "empty")
-    stored = results.result("some_means", lambda: kept.mine.not_passed_yet)
+    monkeypatch.setenv(student_work.NO_REFERENCE, "1")
+    monkeypatch.setattr(student_work, "MINE", tmp_path / "empty")
+    stored = results.result("some_means", lambda: student_work.mine.not_passed_yet)
     assert stored["means"].tolist() == [0, 1, 2] and stored["names"] == ["a", "b"] and stored["share"] == 0.5
     assert "`not_passed_yet` has not passed its check yet" in capsys.readouterr().out

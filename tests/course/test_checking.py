@@ -6,10 +6,10 @@ import textwrap
 
 import pytest
 
-from utils import check_command
-from utils.checking import run_checks
-from utils.exercises import find_exercise
-from utils.implementations import Implementation, LocalBackend, from_file, reference
+from utils.checks import command as check_command
+from utils.checks.exercises import find_exercise
+from utils.checks.implementations import Implementation, LocalBackend, from_file, reference
+from utils.checks.running import run_checks
 from utils.plain import dumps
 
 NAME = "SparseTensor"
@@ -82,7 +82,7 @@ def test_the_checkers_data_can_not_be_changed(tmp_path):
     """An implementation that overwrites its argument fails for what it returns, not for what it did to the checker."""
     import torch
 
-    from utils import expect
+    from utils.checks import expect
 
     implementation = Implementation(LocalBackend({"wipe": lambda x: x.zero_()}, "test"), "wiping")
     data = torch.ones(3)

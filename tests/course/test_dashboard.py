@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from recipes.top_examples import BINS, Passages, Tally, padded
-from utils import latents, top_examples
+from utils.dashboards import facts
+from utils.dashboards import index as index_files
+from utils.dashboards.facts import Example, Firing, Latent
+from utils.dashboards.index import Index
+from utils.dashboards.view import as_html, as_text
 from utils.errors import CourseError
-from utils.latent_view import as_html, as_text
-from utils.latents import Example, Firing, Latent
-from utils.top_examples import PASSAGE, Index
+from utils.material.public_text import PASSAGE
 
 D_SAE, DEAD = 12, 5
 
@@ -96,17 +98,17 @@ def shipped(tmp_path, monkeypatch):
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
     for name, path in {"CORPUS": "corpus.xz", "INDEX": "top_examples", "DICTIONARIES": "dictionaries"}.items():
-        monkeypatch.setattr(top_examples, name, tmp_path / path)
+        monkeypatch.setattr(index_files, name, tmp_path / path)
     (tmp_path / "corpus.xz").write_bytes(lzma.compress(json.dumps({"doc": "a", "text": "Some text."}).encode()))
     tally = tallied(torch.rand(3, 4, D_SAE))
     path = tmp_path / "top_examples" / "resid_pre.3.safetensors"
-    made_from = top_examples.fingerprints(top_examples.CORPUS, weights.parent)
-    top_examples.save_index(tally.index([0, 12], 12), path, made_from)
+    made_from = index_files.fingerprints(index_files.CORPUS, weights.parent)
+    index_files.save_index(tally.index([0, 12], 12), path, made_from)
     return SimpleNamespace(index=path, weights=weights, tally=tally)
 
 
 def test_an_index_comes_back_as_it_was_written(shipped):
-    index = top_examples.read_index("resid_pre.3")
+    index = index_files.read_index("resid_pre.3")
     assert torch.equal(index.places, shipped.tally.places) and torch.equal(index.counts, shipped.tally.counts)
     assert index.n_tokens == 12
 
@@ -120,17 +122,17 @@ def test_trouble_with_an_index_names_the_file_and_the_command(shipped, trouble):
     else:
         shipped.weights.write_bytes(b"retrained")
     with pytest.raises(CourseError, match=r"resid_pre\.3\.safetensors .*python -m recipes\.top_examples resid_pre\.3"):
-        top_examples.read_index("resid_pre.3")
+        index_files.read_index("resid_pre.3")
 
 
 @pytest.mark.parametrize(("latent", "words"), [(12, "0 to 11"), (-1, "0 to 11"), (1.5, "whole number")])
 def test_a_latent_that_is_not_there(latent, words):
     with pytest.raises(CourseError, match=words):
-        latents._checked(latent, "resid_pre.3", D_SAE)
+        facts._checked(latent, "resid_pre.3", D_SAE)
 
 
 def test_numbers_of_any_library_are_numbers():
-    assert latents._checked(torch.tensor(3), "resid_pre.3", D_SAE) == 3
+    assert facts._checked(torch.tensor(3), "resid_pre.3", D_SAE) == 3
 
 
 def latent(**changed):

@@ -6,10 +6,10 @@ from collections import namedtuple
 
 import pytest
 
-from utils import doctor, model_files
-from utils.doctor import Finding
 from utils.errors import CourseError
-from utils.profiles import PROFILES
+from utils.models import doctor, model_files
+from utils.models.doctor import Finding
+from utils.models.profiles import PROFILES
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 
 from authoring import build as builder
 from authoring import execute as runner
-from authoring.layout import Chapter, all_chapters
 from authoring.restamp import restamp
 from tests.course.test_build import ADDRESS, CHECKER, SOLUTION, TEXT, write_chapter
+from utils.chapters import Chapter, all_chapters
 from utils.errors import CourseError
 from utils.paths import ROOT
 

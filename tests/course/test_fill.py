@@ -63,7 +63,7 @@ def test_answers_above_are_not_repeated(notebook):
 @pytest.mark.parametrize("suffix", [".py", ".ipynb"])
 def test_command_takes_a_module_or_a_notebook(tmp_path, monkeypatch, capsys, suffix):
     chapter = write_chapter(tmp_path)
-    monkeypatch.setattr(filler, "named_chapters", lambda wanted: [chapter])
+    monkeypatch.setattr(filler, "find_chapter", lambda typed: chapter)
     answers, out = tmp_path / f"answers{suffix}", tmp_path / "new" / "out.ipynb"
     cell = {"cell_type": "code", "source": "%matplotlib inline\n" + ANSWERS}
     answers.write_text(ANSWERS if suffix == ".py" else json.dumps({"cells": [cell]}))
@@ -80,7 +80,7 @@ def test_command_takes_a_module_or_a_notebook(tmp_path, monkeypatch, capsys, suf
 def test_command_reports_what_is_missing(tmp_path, monkeypatch, capsys):
     chapter = write_chapter(tmp_path)
     chapter.notebook.write_text(builder.notebook_text(chapter, ADDRESS))
-    monkeypatch.setattr(filler, "named_chapters", lambda wanted: [chapter])
+    monkeypatch.setattr(filler, "find_chapter", lambda typed: chapter)
     (tmp_path / "empty.py").write_text("")
     assert filler.main(["7", "--with", str(tmp_path / "empty.py"), "-o", str(tmp_path / "out.ipynb")]) == 0
     assert "does not define add: the stub stays" in capsys.readouterr().out

@@ -5,12 +5,12 @@ import textwrap
 import pytest
 import torch
 
-from grading.isolation import isolated
 from utils import load
-from utils.checking import run_checks
-from utils.expect import StudentError
-from utils.implementations import Implementation, from_file, solution_file
-from utils.time_limit import OutOfTime
+from utils.checks.expect import StudentError
+from utils.checks.implementations import Implementation, from_file, solution_file
+from utils.checks.isolation import isolated
+from utils.checks.running import run_checks
+from utils.checks.time_limit import OutOfTime
 
 FILE = """
 import os, time

@@ -10,11 +10,11 @@ import pytest
 
 import utils
 from tests.course.hub_stand_in import hub, write_tiny_gpt2, write_tiny_sae
-from utils import dictionaries, loading, model_files
-from utils.dictionaries import Dictionaries
 from utils.errors import CourseError
+from utils.models import dictionaries, loading, model_files
+from utils.models.dictionaries import Dictionaries
+from utils.models.profiles import PROFILES, first_position
 from utils.paths import ROOT
-from utils.profiles import PROFILES, first_position
 
 PROMPT = "The Eiffel tower is in the city of"
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from utils import model_files
 from utils.errors import CourseError
+from utils.models import model_files
 
 GGUF = b"a quantised model"
 

@@ -19,11 +19,11 @@ import pytest
 
 from authoring.execute import Run, execute
 from authoring.fill import fill, read_notebook
-from authoring.layout import all_chapters
 from authoring.setup_cell import setup_source
 from utils import setup_cell
-from utils.check_view import ROWS_MIME
+from utils.chapters import all_chapters
 from utils.errors import CourseError
+from utils.notebook.check_view import ROWS_MIME
 from utils.paths import ROOT
 from utils.paths import repository as repository_address
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils import plots
+from utils.notebook import plots
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from solutions import ch05_attention_and_induction as solved
 from utils import load
-from utils.induction import repeated_sequences
+from utils.material.induction import repeated_sequences
 
 HALF = 10
 SEEDS = range(4)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.temporal import ACTIVE_VOICE, ALL_TEMPORAL_CATEGORIES, BASELINE, WORDINGS, wording_of
+from utils.material.tenses import ACTIVE_VOICE, ALL_TEMPORAL_CATEGORIES, BASELINE, WORDINGS, wording_of
 
 # Articles, pronouns, prepositions, auxiliaries, conjunctions and adverbs of time and manner: the closed classes. They
 # are written down here, not taken from the prompts' own table, so that a noun slipped into an opener would show.

@@ -1,0 +1,85 @@
+"""What a benchmark case is. Every module of `fast.bench.cases` has a tuple `CASES` of them; `course bench` finds it.
+
+A case names one quantity that a kernel computes, and the sizes at which it is computed. For a size it makes a
+`Problem`: the same question to the kernel and to the plain formulation, on the same inputs. The runner calls the two
+in turn (kernel, dense, kernel, dense, ...), takes medians, measures memory in runs of their own, and compares answers.
+
+    CASES = (
+        Case(
+            name="top examples, 100 latents of transcoder.8",
+            size_name="passages",
+            sizes=(64, 128, 256),
+            goal=Goal(speed=50),
+            make=_top_examples,
+        ),
+    )
+
+    def _top_examples(loaded: Loaded, size: int) -> Problem:
+        tokens = passages(loaded, length=128, count=size)           # fast.bench.inputs
+        ...
+        return Problem(kernel=lambda: ..., dense=lambda: ...)
+
+`make` does what both sides need and neither is timed for: loading, tokens, active latents. The two functions take no
+arguments and give a tensor, or a tuple of tensors, of equal shapes and in the same order, without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.models.loading import Loaded
+
+Answer = "Tensor | tuple[Tensor, ...]"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted at the largest size: the dense formulation's figure over the kernel's.
+
+    :param speed: of time
+    :param memory: of peak extra memory
+    :param share: the least time that the problem's `flops` could take at this machine's matrix-product speed, over the
+        time that the kernel takes
+    """
+
+    speed: float | None = None
+    memory: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One quantity at one size.
+
+    :param kernel: computes it with the kernel
+    :param dense: computes it plainly
+    :param flops: floating-point operations of the matrix products that bound the kernel, if a bound is known
+    :param note: what the reader of the table has to know about this problem, such as that the dense formulation runs
+        in chunks because it would not fit
+    """
+
+    kernel: Callable[[], Answer]
+    dense: Callable[[], Answer]
+    flops: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A quantity and the sizes at which it is benchmarked.
+
+    :param name: what is computed, between what, in the words of the table's first column
+    :param size_name: what the sizes count, such as "tokens"
+    :param sizes: growing; the goal is held at the last. `--quick` runs the first only
+    :param make: the problem of a size
+    :param goal: what is wanted at the last size
+    """
+
+    name: str
+    size_name: str
+    sizes: tuple[int, ...]
+    make: Callable[[Loaded, int], Problem]
+    goal: Goal = Goal()

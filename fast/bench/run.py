@@ -1,0 +1,232 @@
+"""`course bench`: every kernel against the plain formulation of the same quantity, on the same inputs, in one process.
+
+Kernel and plain formulation take turns, and the figures are medians. Memory is measured in runs of its own: the most
+tensor memory alive at once beyond what was there before, the answer included. Training or browsing in the background
+slows both sides; the ratios stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tabulate import tabulate
+
+import fast.bench.cases
+from fast.bench.case import Answer, Case, Problem
+from utils.checks.watch import watch
+from utils.models.loading import load
+
+if TYPE_CHECKING:
+    from utils.models.loading import Loaded
+
+AGREEMENT = 1e-4
+ROUNDS = 3
+LONG_ROUND = 20.0  # seconds, after which one round has to do
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A case at one size. Times in seconds, memory in bytes.
+
+    :param difference: largest difference between the answers over the largest entry of the plain one
+    :param share: of the time that the bound's matrix products take at this machine's speed, in the kernel's
+    """
+
+    case: str
+    size: int
+    kernel_seconds: float
+    dense_seconds: float
+    kernel_bytes: int
+    dense_bytes: int
+    difference: float
+    share: float | None
+    note: str
+
+    @property
+    def faster(self) -> float:
+        return self.dense_seconds / self.kernel_seconds
+
+    @property
+    def less_memory(self) -> float:
+        return self.dense_bytes / max(self.kernel_bytes, 1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 if a kernel and its plain formulation disagree; missed goals are only reported."""
+    parser = argparse.ArgumentParser(prog="course bench", description="Times the kernels against plain formulations.")
+    parser.add_argument("cases", nargs="*", help="words of the cases to run; all if none is given")
+    parser.add_argument("--quick", action="store_true", help="the smallest size of each case, once")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to a file too")
+    options = parser.parse_args(arguments)
+    cases = [case for case in all_cases() if all(word in case.name for word in options.cases)]
+    if not cases:
+        parser.error(f"no case has {' '.join(options.cases)!r} in its name: {'; '.join(c.name for c in all_cases())}")
+    loaded = load()
+    measured = [
+        (case, [measure(loaded, case, size, 1 if options.quick else ROUNDS) for size in sizes(case, options.quick)])
+        for case in cases
+    ]
+    print("\n" + table(measured))
+    print("\n" + "\n".join(verdicts(measured, options.quick)))
+    if options.json:
+        options.json.write_text(json.dumps(as_json(measured), indent=1) + "\n", encoding="utf-8")
+    return 1 if any(m.difference > AGREEMENT for _, ms in measured for m in ms) else 0
+
+
+def all_cases() -> list[Case]:
+    """The cases of every module in `fast.bench.cases`."""
+    home = fast.bench.cases
+    modules = [
+        importlib.import_module(f"{home.__name__}.{found.name}") for found in pkgutil.iter_modules(home.__path__)
+    ]
+    return [case for module in modules for case in module.CASES]
+
+
+def sizes(case: Case, quick: bool) -> tuple[int, ...]:
+    return case.sizes[:1] if quick else case.sizes
+
+
+# ---- measuring
+
+
+def measure(loaded: Loaded, case: Case, size: int, rounds: int) -> Measurement:
+    """Memory and agreement first, which also warms both sides up; then time, in turns."""
+    _say(f"{case.name}, {size} {case.size_name}: memory")
+    problem = case.make(loaded, size)
+    kernel, kernel_bytes = _answer_and_peak(problem.kernel)
+    dense, dense_bytes = _answer_and_peak(problem.dense)
+    difference = relative_difference(kernel, dense)
+    del kernel, dense
+    _say(f"{case.name}, {size} {case.size_name}: time")
+    kernel_seconds, dense_seconds, flops_a_second = _take_turns(problem, rounds)
+    share = problem.flops and problem.flops / flops_a_second / kernel_seconds
+    return Measurement(
+        case.name, size, kernel_seconds, dense_seconds, kernel_bytes, dense_bytes, difference, share, problem.note
+    )
+
+
+def _answer_and_peak(compute: Callable[[], Answer]) -> tuple[Answer, int]:
+    with watch() as seen:
+        answer = compute()
+    return answer, seen.peak_bytes
+
+
+def relative_difference(kernel: Answer, dense: Answer) -> float:
+    """The largest over the answer's tensors; infinite where shapes differ."""
+    pairs = zip(_tensors(kernel), _tensors(dense), strict=True)
+    return max(
+        float((k - d).abs().max() / d.abs().max().clamp_min(1e-30)) if k.shape == d.shape else float("inf")
+        for k, d in pairs
+    )
+
+
+def _tensors(answer: Answer) -> tuple[torch.Tensor, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def _take_turns(problem: Problem, rounds: int) -> tuple[float, float, float]:
+    """Median times of kernel and dense, and the best speed of matrix products seen between them."""
+    kernel, dense, speeds = [], [], []
+    for _ in range(rounds):
+        kernel.append(_seconds(problem.kernel))
+        speeds.append(matrix_product_speed())
+        dense.append(_seconds(problem.dense))
+        if kernel[0] + dense[0] > LONG_ROUND:
+            break
+    return statistics.median(kernel), statistics.median(dense), max(speeds)
+
+
+def _seconds(compute: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    compute()
+    return time.perf_counter() - started
+
+
+def matrix_product_speed(n: int = 1024, times: int = 10) -> float:
+    """Floating-point operations a second of a large matrix product, at its best, with the threads torch has."""
+    a, b = torch.rand(n, n), torch.rand(n, n)
+    return 2 * n**3 / min(_seconds(lambda: a @ b) for _ in range(times))
+
+
+# ---- showing
+
+
+def table(measured: list[tuple[Case, list[Measurement]]]) -> str:
+    heads = ("quantity", "size", "kernel", "plain", "faster", "kernel", "plain", "less", "share", "difference")
+    units = ("", "", "s", "s", "times", "MB", "MB", "times", "of bound", "relative")
+    rows = [
+        (
+            case.name if position == 0 else "",
+            f"{m.size} {case.size_name}",
+            f"{m.kernel_seconds:.2f}",
+            f"{m.dense_seconds:.2f}",
+            f"{m.faster:.1f}",
+            f"{m.kernel_bytes / 1e6:.0f}",
+            f"{m.dense_bytes / 1e6:.0f}",
+            f"{m.less_memory:.1f}",
+            "" if m.share is None else f"{m.share:.2f}",
+            f"{m.difference:.0e}",
+        )
+        for case, ms in measured
+        for position, m in enumerate(ms)
+    ]
+    heads = [f"{head}\n{unit}" for head, unit in zip(heads, units, strict=True)]
+    return tabulate(rows, heads, colalign=("left", "left", *["right"] * 8), disable_numparse=True)
+
+
+def verdicts(measured: list[tuple[Case, list[Measurement]]], quick: bool) -> Iterator[str]:
+    """Disagreements, what a reader has to know of the plain side, and each goal with what was reached."""
+    for case, ms in measured:
+        for m in ms:
+            where = f"{case.name}, {m.size} {case.size_name}"
+            if m.difference > AGREEMENT:
+                yield f"{where}: kernel and plain formulation DISAGREE, by {m.difference:.1e} of the largest entry"
+            if m.note:
+                yield f"{where}: {m.note}"
+    if quick:
+        yield "Goals are those of the largest sizes: run without --quick."
+        return
+    for case, ms in measured:
+        for wanted, got, words in (
+            (case.goal.speed, ms[-1].faster, "times as fast"),
+            (case.goal.memory, ms[-1].less_memory, "times less memory"),
+            (case.goal.share, ms[-1].share, "of the bound"),
+        ):
+            if wanted is not None and got is not None:
+                verdict = "reached" if got >= wanted else f"MISSED: {got / wanted:.0%} of it"
+                yield f"{case.name}, {ms[-1].size} {case.size_name}: {got:.3g} {words}, goal {wanted:g}: {verdict}"
+
+
+def as_json(measured: list[tuple[Case, list[Measurement]]]) -> dict[str, Any]:
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "matrix_product_gflops": round(matrix_product_speed() / 1e9, 1),
+        },
+        "agreement_wanted": AGREEMENT,
+        "measured": [
+            {**asdict(m), "faster": m.faster, "less_memory": m.less_memory, "goal": asdict(case.goal)}
+            for case, ms in measured
+            for m in ms
+        ],
+    }
+
+
+def _say(text: str) -> None:
+    print(f"  {text} ...", file=sys.stderr, flush=True)

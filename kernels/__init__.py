@@ -1,1 +1,0 @@
-"""Fast forms of what the chapters compute. Solutions, recipes and benchmarks import them; students never need to."""

@@ -1,1 +1,0 @@
-"""Benchmark cases, a module per kernel; `kernels.bench.case` says what a case is."""

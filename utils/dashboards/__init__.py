@@ -1,0 +1,1 @@
+"""A latent's page: the facts, the view, the index of top examples."""

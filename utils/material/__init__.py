@@ -1,0 +1,1 @@
+"""What chapters talk about: days, tenses, induction, public text, readings."""

@@ -1,0 +1,1 @@
+"""What a cell shows: the outcome of a check, hints, progress, results, plots."""

@@ -107,19 +107,19 @@ def test_stops(impl, model):
     expect.that(
         seen.blocks <= 4,
         expected="at most blocks 0 to 3 to run",
-        came_back=f"{seen.blocks} blocks ran",
+        returned=f"{seen.blocks} blocks ran",
         why=f"{HOOK} is known before block 3 has even begun",
     )
     expect.that(
         not seen.unembedded,
         expected="no logits",
-        came_back="the model went on to the logits",
+        returned="the model went on to the logits",
         why="the norms do not depend on them",
     )
     expect.that(
         seen.hooks_left == 0,
         expected="no hooks left on the model",
-        came_back=f"{seen.hooks_left} hooks left",
+        returned=f"{seen.hooks_left} hooks left",
         why="whoever uses the model next would have your hook, too",
     )
 

@@ -316,14 +316,14 @@ def near(got, want, *, name, why, mistakes=(), dims=()):
     for wrong, hint in mistakes:
         if is_near(got, wrong):
             raise expect.CheckFailed(
-                expected=f"{name} = {expect.describe(want)}", came_back=expect.describe(got), why=why, hint=hint
+                expected=f"{name} = {expect.describe(want)}", returned=expect.describe(got), why=why, hint=hint
             )
     got = expect.shape(got, want.shape, name=name, dims=dims, why=why).detach().cpu()
     apart = ((got - want).norm(dim=-1) / want.norm(dim=-1)).max().item()
     expect.that(
         is_near(got, want),
         expected=f"{name} = {expect.describe(want)}, to 1e-4 of its norm",
-        came_back=f"{expect.describe(got)}, which is {apart:.2g} of its norm away",
+        returned=f"{expect.describe(got)}, which is {apart:.2g} of its norm away",
         why=why,
     )
 
@@ -410,12 +410,12 @@ def test_stops(impl, model):
         got = impl.last_token_resid(model, "Today is Friday", "blocks.3.hook_resid_pre")
     expect.shape(got, (model.cfg.d_model,), dims=("d_model",), why="one token, one layer: one vector")
     expect.that(
-        seen.passes == 1, expected="one forward pass", came_back=f"{seen.passes} passes", why="one prompt, one hook"
+        seen.passes == 1, expected="one forward pass", returned=f"{seen.passes} passes", why="one prompt, one hook"
     )
     expect.that(
         seen.blocks <= 4 and not seen.unembedded,
         expected="at most blocks 0 to 3, and no logits",
-        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        returned=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
         why="the activation at block 3 does not depend on later blocks",
     )
 
@@ -433,14 +433,14 @@ def test_leaves_nothing(impl, model):
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hook too",
     )
     megabytes = seen.peak_bytes / 1e6
     expect.that(
         megabytes < 3,
         expected="less than 3 MB of tensors alive at once",
-        came_back=f"{megabytes:.1f} MB",
+        returned=f"{megabytes:.1f} MB",
         why="the activation itself takes 0.01 MB; the reference needs 0.4 MB",
         hint="You keep far more than one activation: `run_with_cache` without `names_filter` keeps every one "
         "of them. Use a hook, or `names_filter=hook_name`.",
@@ -573,20 +573,20 @@ def test_means_cost(impl, model):
     expect.that(
         1 <= seen.passes <= 8,
         expected="between 1 and 8 forward passes for 16 prompts",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="the model reads many prompts at the price of a few when they come in one batch",
     )
     expect.that(
         seen.blocks <= 4 and not seen.unembedded,
         expected="at most blocks 0 to 3, and no logits",
-        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        returned=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
         why="the activation at block 3 does not depend on later blocks",
         hint="Pass `stop_at_layer=layer + 1`, as in the exercise before.",
     )
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hook too",
         hint="`run_with_hooks` takes its hooks off again; `add_hook` does not.",
     )
@@ -633,7 +633,7 @@ def test_pca_coords(impl):
     expect.that(
         mean < 1e-3 * want.abs().max().item(),
         expected="`coords` that average to zero in each column",
-        came_back=coords,
+        returned=coords,
         why="coordinates are those of the *centred* rows",
         hint=NOT_CENTRED,
     )
@@ -716,7 +716,7 @@ def test_pca_signs(impl):
         expect.that(
             bool((largest > 0).all()),
             expected="a positive entry of largest magnitude in each component",
-            came_back=components,
+            returned=components,
             why="a component and its negative span the same line; somebody has to choose",
         )
         coords, mirrored, _ = expect.unpack(impl.pca(-x, 3), PARTS)
@@ -995,25 +995,25 @@ def demand_latents(got, want, *, mistakes=()):
     expect.that(
         got.ndim == 1 and not got.is_floating_point() and got.dtype != torch.bool,
         expected="latents' numbers: whole numbers of shape (n,)",
-        came_back=got,
+        returned=got,
         why="a mask, or a pair of axes, is not yet a list of latents",
         hint="`mask.nonzero()` of a vector has shape (n, 1); `.squeeze(1)` makes it a list of numbers.",
     )
     found, wanted = got.tolist(), sorted(want)
     for wrong, hint in mistakes:
         if set(found) == set(wrong) != set(wanted):
-            expect.that(False, expected=f"{len(wanted)} latents", came_back=f"{len(found)} latents", hint=hint)
+            expect.that(False, expected=f"{len(wanted)} latents", returned=f"{len(found)} latents", hint=hint)
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     expect.that(
         not missing and not extra,
         expected=f"{len(wanted)} latents",
-        came_back=f"{len(found)} latents; missing: {missing[:5] or 'none'}, too many: {extra[:5] or 'none'}",
+        returned=f"{len(found)} latents; missing: {missing[:5] or 'none'}, too many: {extra[:5] or 'none'}",
         why="each prompt, read alone and encoded at its last token, has these latents above the threshold",
     )
     expect.that(
         found == wanted,
         expected="the numbers sorted, each once",
-        came_back=f"{found[:12]} ...",
+        returned=f"{found[:12]} ...",
         why="two prompts may share a latent, and a set has no doubles",
         hint="Sorted, each once: reduce over the prompts with `.any(dim=0)` first, then take `nonzero()`.",
     )
@@ -1079,13 +1079,13 @@ def test_features_cost(impl, model, dictionaries):
     expect.that(
         isinstance(got, torch.Tensor) and got.numel() > 0,
         expected="latents",
-        came_back=got,
+        returned=got,
         why="a cheap pass must still find the latents",
     )
     expect.that(
         seen.blocks <= 7 and not seen.unembedded and seen.passes < len(PROMPTS),
         expected="fewer passes than prompts, each stopped at the dictionary's layer (7 blocks at most)",
-        came_back=f"{seen.passes} passes over {seen.blocks} blocks{', with logits' if seen.unembedded else ''}",
+        returned=f"{seen.passes} passes over {seen.blocks} blocks{', with logits' if seen.unembedded else ''}",
         why="the stream that enters block 6 is all that the dictionary reads",
     )
     expect.equal(seen.hooks_left, 0, name="hooks left on the model", why="the next run must find the model as it was")
@@ -1146,7 +1146,7 @@ def test_decoder_pca_memory(impl, dictionaries):
     expect.that(
         seen.peak_bytes < whole / 4,
         expected=f"extra memory in proportion to the {len(latents)} rows ({rows / 1e6:.2f} MB)",
-        came_back=f"{seen.peak_bytes / 1e6:.1f} MB at the peak; the whole decoder is {whole / 1e6:.1f} MB",
+        returned=f"{seen.peak_bytes / 1e6:.1f} MB at the peak; the whole decoder is {whole / 1e6:.1f} MB",
         why="on a large dictionary that one copy is what does not fit on the graphics card",
     )
 
@@ -1220,7 +1220,7 @@ def test_circle_cluster(impl):
     expect.that(
         found == list(range(7)),
         expected="latents 0 to 6",
-        came_back=str(found),
+        returned=str(found),
         why="three groups were planted: a circle in calendar order (0-6), a scrambled one (10-15) and a line (20-27)",
         hint=hints.get(frozenset(found)),
     )
@@ -1668,7 +1668,7 @@ def same_words(model, got, want, why, hint=None):
     shown = f"{got.tolist()}, that is {[model.to_string(one) for one in got]}" if whole else got
     expect.that(
         whole and torch.equal(got.cpu().long(), want),
-        came_back=shown,
+        returned=shown,
         why=why,
         hint=hint,
         expected=f"{want.tolist()}, that is {[model.to_string(one) for one in want]}",
@@ -1745,13 +1745,13 @@ def test_patch_leaves_nothing(impl, model):
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would be patched too",
     )
     expect.that(
         seen.passes == 1,
         expected="one forward pass for both prompts",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="the prompts have the same length, so they make one batch",
         hint="Run all prompts in one batch: `tokens` already is one.",
     )

@@ -168,7 +168,7 @@ def near(got, want, *, name, why, mistakes=(), hint=None):
         return
     hint = next((said for wrong, said in mistakes if is_near(got, wrong)), hint)
     raise expect.CheckFailed(
-        expected=f"{name} = {expect.describe(want)}", came_back=expect.describe(got), why=why, hint=hint
+        expected=f"{name} = {expect.describe(want)}", returned=expect.describe(got), why=why, hint=hint
     )
 
 
@@ -177,17 +177,17 @@ def columns_of(table, names, rows):
     expect.that(
         type(table).__name__ == "DataFrame",
         expected=f"a pandas DataFrame with the columns {', '.join(names)}",
-        came_back=table,
+        returned=table,
         why="the signature promises a table",
     )
     expect.that(
         set(table.columns) == set(names),
         expected=f"the columns {', '.join(names)}",
-        came_back=f"the columns {', '.join(map(str, table.columns))}",
+        returned=f"the columns {', '.join(map(str, table.columns))}",
         why="later cells ask for the columns by name",
     )
     expect.that(
-        len(table) == rows, expected=f"{rows} rows", came_back=f"{len(table)} rows", why="a row for each one asked for"
+        len(table) == rows, expected=f"{rows} rows", returned=f"{len(table)} rows", why="a row for each one asked for"
     )
     return {name: table[name].tolist() for name in names}
 
@@ -241,7 +241,7 @@ def two_dicts(result, categories):
         expect.that(
             isinstance(means, dict) and list(means) == list(categories),
             expected=f"`{name}` as a dict with the keys {', '.join(categories)}, in this order",
-            came_back=f"the keys {', '.join(map(str, means))}" if isinstance(means, dict) else means,
+            returned=f"the keys {', '.join(map(str, means))}" if isinstance(means, dict) else means,
             why="a mean for each category, by its name",
         )
     return resid, latents
@@ -346,19 +346,19 @@ def test_category_means_cost(impl, model):
     expect.that(
         0 < seen.tokens <= 1.2 * most,
         expected=f"each prompt run once: at most {most} token positions, padding included",
-        came_back=f"{seen.tokens} positions in {seen.passes} passes",
+        returned=f"{seen.tokens} positions in {seen.passes} passes",
         why="the stream and its latents come from the same pass",
     )
     expect.that(
         seen.blocks <= 3 and not seen.unembedded,
         expected="at most blocks 0 to 2, and no logits",
-        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        returned=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
         why="the activation that enters block 2 does not depend on later blocks",
     )
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hook too",
         hint="`run_with_hooks` takes its hooks off again; `add_hook` does not.",
     )
@@ -426,7 +426,7 @@ def geometry_of(result, layers, n, k):
     expect.that(
         isinstance(result, dict) and set(result) == set(layers),
         expected=f"a dict with the layers {', '.join(map(str, layers))} as keys",
-        came_back=f"a dict with the keys {', '.join(map(str, result))}" if isinstance(result, dict) else result,
+        returned=f"a dict with the keys {', '.join(map(str, result))}" if isinstance(result, dict) else result,
         why="one picture for each layer, found by the layer's number",
     )
     found = {}
@@ -472,7 +472,7 @@ def test_geometry(impl, model):
         expect.that(
             right,
             expected=f"at layer {layer}, up to the sign of a column, `coords` = {expect.describe(want)}",
-            came_back=coords,
+            returned=coords,
             why="eigenvectors of the Gram matrix of the centred category means",
             hint=None if right else geometry_mistake(model, layer, coords, ratio),
         )
@@ -496,7 +496,7 @@ def test_geometry_without_baseline(impl, model):
     expect.that(
         same_up_to_sign(coords, want),
         expected=f"up to signs, `coords` = {expect.describe(want)}",
-        came_back=coords,
+        returned=coords,
         why="`neutral` was among the categories; the picture is of the five others",
     )
     expect.close(ratio, shares, name="the shares", rtol=1e-3, atol=1e-4, why="shares of the variance of five means")
@@ -517,7 +517,7 @@ def test_geometry_orders(impl, model):
         expect.that(
             bool(((coords.abs() - want.abs()).abs() <= 1e-3 * scale + 1e-4).all()),
             expected=f"at layer {layer}, up to signs, `coords` = {expect.describe(want)}",
-            came_back=coords,
+            returned=coords,
             why="the components of the means at that very layer",
         )
 
@@ -566,7 +566,7 @@ def test_top_features(impl):
     expect.that(
         columns["latent"] in ([3, 0, 1, 5], [3, 1, 0, 5]),
         expected="the column `latent` = [3, 0, 1, 5] (or [3, 1, 0, 5]: the second and third differ by nothing)",
-        came_back=columns["latent"],
+        returned=columns["latent"],
         why="past minus neutral is [0.5, 0.5, -4, 2, -0.5, 0.25]",
         hint=hint,
     )
@@ -591,14 +591,14 @@ def test_top_features_columns(impl):
         expect.that(
             (mean, baseline_mean) == want and abs(difference - want[0] + want[1]) < 1e-6,
             expected=f"for latent {latent}: mean {want[0]}, baseline_mean {want[1]}, difference {want[0] - want[1]}",
-            came_back=f"mean {mean}, baseline_mean {baseline_mean}, difference {difference}",
+            returned=f"mean {mean}, baseline_mean {baseline_mean}, difference {difference}",
             why="these are the entries of the two vectors that were given",
         )
     whole = all(isinstance(latent, int) for latent in columns["latent"])
     expect.that(
         whole and columns["latent"] == [4, 0, 2, 5, 3, 1],
         expected="the latents 4, 0, 2, 5, 3, 1, as whole numbers",
-        came_back=columns["latent"],
+        returned=columns["latent"],
         why="present minus past is [2.5, -6, 0, -2, 3, -0.25]; `past` is the baseline here, not `neutral`",
     )
 
@@ -748,14 +748,14 @@ def test_audit_real(impl, model, dictionaries):
     expect.that(
         abs(first - second) < 1e-3 * first and first > 1000,
         expected="the same number, far above 1000, in both rows of `max_with_sink`",
-        came_back=columns["max_with_sink"],
+        returned=columns["max_with_sink"],
         why="the sink's activation is the same whatever comes after it, and huge",
     )
     expect.that(
         all(0 < value < 0.1 * first for value in columns["max_without_sink"])
         and columns["max_without_sink"][0] != columns["max_without_sink"][1],
         expected=f"two different numbers, less than a tenth of {first:.0f}, in `max_without_sink`",
-        came_back=columns["max_without_sink"],
+        returned=columns["max_without_sink"],
         why="without the sink the maximum is about the prompt",
     )
 
@@ -846,7 +846,7 @@ def p_values_near(got, acts, labels, category, baseline, n, why, mistakes=known_
             break
     raise expect.CheckFailed(
         expected=f"about {expect.describe(want.float())} (largest deviation by chance: {room.max():.2g})",
-        came_back=expect.describe(got.float()),
+        returned=expect.describe(got.float()),
         why=why,
         hint=hint,
     )
@@ -878,7 +878,7 @@ def test_p_formula(impl):
     expect.that(
         bool((got > 0).all()),
         expected="no p-value of 0",
-        came_back=got.float(),
+        returned=got.float(),
         why="19 shuffles can not show that something is rarer than 1 in 20",
     )
     expect.close(
@@ -897,7 +897,7 @@ def test_p_formula(impl):
     expect.that(
         bool(((whole - whole.round()).abs() < 1e-3).all()),
         expected="multiples of 1/20",
-        came_back=got.float(),
+        returned=got.float(),
         why="count is a whole number",
     )
 
@@ -971,7 +971,7 @@ def test_p_seed(impl):
     expect.that(
         not torch.equal(torch.as_tensor(other), first),
         expected="other p-values with seed 4 than with seed 3",
-        came_back="the same twenty numbers",
+        returned="the same twenty numbers",
         why="another seed means other shuffles",
     )
 
@@ -990,13 +990,13 @@ def test_p_cost(impl):
     expect.that(
         int(got.argmin()) == 100 and got[100].item() < 0.01,
         expected="the planted latent 100 to have the smallest p-value, below 0.01",
-        came_back=f"latent {int(got.argmin())} with p = {got.min():.3g}",
+        returned=f"latent {int(got.argmin())} with p = {got.min():.3g}",
         why="its mean is larger by three times the range of the others",
     )
     expect.that(
         seen.peak_bytes < 400e6,
         expected="less than 400 MB of tensors alive at once",
-        came_back=f"{seen.peak_bytes / 1e6:.0f} MB",
+        returned=f"{seen.peak_bytes / 1e6:.0f} MB",
         why="the differences of all shuffles take 33 MB",
     )
 

@@ -81,7 +81,7 @@ def same_shape(got, wanted, why, hint=None):
     expect.that(
         is_tuple and tuple(got) == tuple(wanted),
         expected=expected,
-        came_back=got,
+        returned=got,
         why=why,
         hint=PROPERTY if callable(got) else hint,
     )
@@ -246,7 +246,7 @@ def test_in_place(impl):
     expect.that(
         count == 4,
         expected="4 non-zero entries in `dense`",
-        came_back=f"{count} non-zero entries",
+        returned=f"{count} non-zero entries",
         why="everything that is not listed is zero",
     )
 
@@ -324,7 +324,7 @@ def test_device(impl):
     expect.that(
         set(devices.values()) == {device},
         expected=f"values, indices and dense on {device!r}",
-        came_back=", ".join(f"{name} on {where!r}" for name, where in devices.items()),
+        returned=", ".join(f"{name} on {where!r}" for name, where in devices.items()),
         why="a tensor computed on one device must not wander to another",
     )
 
@@ -348,14 +348,14 @@ def test_gradients(impl):
     expect.that(
         total.requires_grad,
         expected="a `dense` that autograd can follow back to `values`",
-        came_back="a `dense` that does not require grad",
+        returned="a `dense` that does not require grad",
         why="`values` require grad",
     )
     (gradient,) = torch.autograd.grad(total, values, allow_unused=True)
     expect.that(
         gradient is not None,
         expected="a gradient for each of `values`",
-        came_back="no gradient",
+        returned="no gradient",
         why="`dense` requires grad, but not through the values that were given",
     )
     step = 0.5  # central differences are exact for a quadratic, so the step need not be small

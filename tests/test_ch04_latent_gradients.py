@@ -304,7 +304,7 @@ def parts(acts, name):
     expect.that(
         is_sparse,
         expected=f"`{name}` as your SparseTensor of chapter 03",
-        came_back=acts,
+        returned=acts,
         why="values, positions and shape belong together",
         hint="Wrap the dense activations: `mine.SparseTensor.from_dense(dense)`.",
     )
@@ -370,7 +370,7 @@ def demand_near(got, want, *, name, why, mistakes=(), dims=(), tolerance=1e-3, h
     expect.that(
         False,
         expected=f"{name} = {expect.describe(want)}, to {tolerance:g} of the largest entry",
-        came_back=f"{expect.describe(got)}, off by up to {off:.2g} of the largest",
+        returned=f"{expect.describe(got)}, off by up to {off:.2g} of the largest",
         why=why,
         hint=hint,
     )
@@ -405,7 +405,7 @@ def same_slopes(grads, function, x, why, name="grads", step=1e-2, outputs="later
             worst < 0.03,
             expected=f"`{name} @ direction` = what a small step in that direction does, as measured: "
             f"{expect.describe(want[smooth][:5])}...",
-            came_back=f"{expect.describe(got[smooth][:5])}..., off by up to {worst:.2g} of the largest",
+            returned=f"{expect.describe(got[smooth][:5])}..., off by up to {worst:.2g} of the largest",
             why=why,
             hint=next((its for wrong, its in mistakes if near(wrong[smooth], want[smooth], 0.05)), None),
         )
@@ -450,20 +450,20 @@ def cheap(seen, passes, blocks, why):
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hook too",
         hint="`run_with_hooks` takes its hooks off again; what is added with `add_hook` or `add_sae` stays.",
     )
     expect.that(
         1 <= seen.passes <= passes,
         expected=f"at most {passes} forward passes" if passes > 1 else "one forward pass",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why=why,
     )
     expect.that(
         seen.blocks <= blocks,
         expected=f"at most blocks 0 to {blocks - 1}",
-        came_back=f"{seen.blocks} blocks ran",
+        returned=f"{seen.blocks} blocks ran",
         why=why,
         hint=f"Pass `stop_at_layer`: blocks behind the later dictionary can not change what it reads, which is "
         f"`blocks.{blocks}.hook_resid_pre` or earlier.",
@@ -577,7 +577,7 @@ def test_later_latents_differentiable(impl, model):
     expect.that(
         result.requires_grad,
         expected="a result that autograd can follow back to `latent_acts_nonzero`",
-        came_back="a result without a graph",
+        returned="a result without a graph",
         why="the next exercise differentiates this function",
     )
 
@@ -741,13 +741,13 @@ def test_gradients_causal(impl, model):
     expect.that(
         bool(size[~reachable].max() <= 1e-6 * size.max()),
         expected="zeros where the earlier latent is in another prompt, or at a later position",
-        came_back=f"entries there up to {size[~reachable].max().item():.3g}",
+        returned=f"entries there up to {size[~reachable].max().item():.3g}",
         why="attention looks back only, and prompts of a batch do not see each other",
     )
     expect.that(
         bool(size[same].max() > 0 and size[reachable & ~same].max() > 0),
         expected="non-zero entries within a token, and from a token to later ones",
-        came_back=f"at most {size[same].max().item():.3g} within, {size[reachable & ~same].max().item():.3g} across",
+        returned=f"at most {size[same].max().item():.3g} within, {size[reachable & ~same].max().item():.3g} across",
         why="MLPs and the stream act within a token, attention across",
     )
 
@@ -852,7 +852,7 @@ def test_token_scales_cost(impl, model):
     expect.that(
         values.requires_grad,
         expected="a result that autograd can follow back to `token_scales`",
-        came_back="a result without a graph",
+        returned="a result without a graph",
         why="the next exercise differentiates this function",
     )
     (gradient,) = torch.autograd.grad(values.sum(), scales)
@@ -938,14 +938,14 @@ def test_token_gradients_causal(impl, model):
     expect.that(
         bool(size[~reachable].max() <= 1e-6 * size.max()),
         expected="zeros where the token is in another prompt, or further right than the latent",
-        came_back=f"entries there up to {size[~reachable].max().item():.3g}",
+        returned=f"entries there up to {size[~reachable].max().item():.3g}",
         why="attention looks back only, and prompts of a batch do not see each other",
     )
     own = reachable & (position == indices[:, 1])
     expect.that(
         bool(size[own].max() > 0 and size[reachable & ~own].max() > 0),
         expected="non-zero entries for a latent's own token, and for earlier ones",
-        came_back=f"at most {size[own].max().item():.3g} and {size[reachable & ~own].max().item():.3g}",
+        returned=f"at most {size[own].max().item():.3g} and {size[reachable & ~own].max().item():.3g}",
         why="tokens act on their own latents and, through attention, on those of later tokens",
     )
 
@@ -1046,7 +1046,7 @@ def test_logits_gradient(impl, model):
     expect.that(
         chosen.requires_grad,
         expected="a result that autograd can follow back to `latent_acts_nonzero`",
-        came_back="a result without a graph",
+        returned="a result without a graph",
         why="the next exercise differentiates this function",
     )
     (gradient,) = torch.autograd.grad(chosen.sum(), leaf)
@@ -1227,7 +1227,7 @@ def test_predicted(impl, model):
         expected=f"{expect.describe(want)}: what the logit does, per step, when the activations change by small "
         "shares of "
         "themselves, three times at random",
-        came_back=f"{expect.describe(shares @ predicted)} = `shares @ predicted`",
+        returned=f"{expect.describe(shares @ predicted)} = `shares @ predicted`",
         why="share times (activation times gradient), summed, is the slope of the logit in that direction, with the "
         "reconstruction in the model",
         hint=next((hint for wrong, hint in hints if near(shares @ wrong, want, 0.05)), None),
@@ -1356,7 +1356,7 @@ def test_plan_mode(impl):
     expect.that(
         same[0] in ("forward", "reverse"),
         expected="`mode` 'forward' or 'reverse'",
-        came_back=same[0],
+        returned=same[0],
         why="7 by 7: either",
     )
 
@@ -1485,7 +1485,7 @@ def test_block_cost(impl, model):
         expect.that(
             megabytes < LIMIT,
             expected=f"less than {LIMIT} MB of tensors alive at once",
-            came_back=f"{megabytes:.1f} MB",
+            returned=f"{megabytes:.1f} MB",
             why=f"{len(rows)} rows and {len(columns)} columns, so two directions: the reference needs "
             f"{REFERENCE} MB, the naive way (all rows in reverse mode) {NAIVE} MB",
         )
@@ -1511,7 +1511,7 @@ def test_block_chunks(impl, model):
     expect.that(
         megabytes < CHUNK_LIMIT,
         expected=f"less than {CHUNK_LIMIT} MB of tensors alive at once when chunk is 4",
-        came_back=f"{megabytes:.1f} MB",
+        returned=f"{megabytes:.1f} MB",
         why=f"with all {len(rows)} rows under way together it was {seen[1000].peak_bytes / 1e6:.1f} MB",
     )
 

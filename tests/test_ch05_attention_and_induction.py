@@ -171,13 +171,13 @@ def near(got, want, *, name, why, dims=(), mistakes=(), tolerance=1e-3):
             wrong = make() if callable(make) else make
         if is_near(got, wrong, tolerance):
             raise expect.CheckFailed(
-                expected=f"{name} = {expect.describe(want)}", came_back=expect.describe(got), why=why, hint=hint
+                expected=f"{name} = {expect.describe(want)}", returned=expect.describe(got), why=why, hint=hint
             )
     got = expect.shape(got, want.shape, name=name, dims=dims, why=why)
     expect.that(
         is_near(got, want, tolerance),
         expected=f"{name} = {expect.describe(want)}",
-        came_back=expect.describe(got),
+        returned=expect.describe(got),
         why=why,
     )
 
@@ -316,17 +316,17 @@ def test_head_scores_cost(impl, model):
     expect.that(
         seen.passes == 1,
         expected="one forward pass for the whole batch",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="all rows have the same length, and all heads can be read in one go",
         hint="Give the model all rows at once: `tokens` already is a batch.",
     )
     expect.that(
-        seen.hooks_left == 0, expected="no hook left on the model", came_back=f"{seen.hooks_left} hooks", why="tidiness"
+        seen.hooks_left == 0, expected="no hook left on the model", returned=f"{seen.hooks_left} hooks", why="tidiness"
     )
     expect.that(
         seen.peak_bytes < 90e6,
         expected="less than 90 MB alive at once",
-        came_back=f"{seen.peak_bytes / 1e6:.0f} MB",
+        returned=f"{seen.peak_bytes / 1e6:.0f} MB",
         why="the patterns take 4 MB and the logits 16; everything that can be cached takes more than 200",
     )
 
@@ -566,7 +566,7 @@ def test_later_acts_gradient(impl, model):
     expect.that(
         isinstance(later, torch.Tensor) and later.requires_grad,
         expected="values that autograd can differentiate by latent_acts_nonzero",
-        came_back="values without a graph behind them",
+        returned="values without a graph behind them",
         why="the next exercise differentiates this function",
     )
     weights = torch.linspace(-1, 1, len(later))
@@ -591,20 +591,20 @@ def test_later_acts_cost(impl, model):
     expect.that(
         seen.blocks <= PAIR[1] + 1 and not seen.unembedded,
         expected=f"blocks 0 to {PAIR[1]}, and no logits",
-        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        returned=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
         why="the later z does not depend on later blocks",
     )
     expect.that(
         seen.passes == 1,
         expected="one forward pass",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="one run can replace the earlier z and read the later one",
         hint="Give `run_with_hooks` both hooks at once.",
     )
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would have its heads replaced",
         hint="`run_with_hooks` takes its hooks off again; a hook added with `add_hook` stays.",
     )
@@ -836,7 +836,7 @@ def test_induction_planted(impl):
         if wrong:
             raise expect.CheckFailed(
                 expected=f"the latents {want}",
-                came_back=expect.describe(got),
+                returned=expect.describe(got),
                 why="of twelve planted latents, these are active on at least half of the second half's positions and "
                 "at most a quarter of the first's",
                 hint=hint,
@@ -954,7 +954,7 @@ def demand_feeders(impl, cases, induction, k, why):
             alive = [latent for latent in wrong.argsort(descending=True).tolist() if wrong[latent] != 0][:k]
             if got.tolist() in (order, alive):
                 raise expect.CheckFailed(
-                    expected=f"the latents {ranked}", came_back=expect.describe(got), why=why, hint=hint
+                    expected=f"the latents {ranked}", returned=expect.describe(got), why=why, hint=hint
                 )
     expect.equal(got, torch.tensor(ranked), name="the latents", why=why)
 
@@ -1160,14 +1160,14 @@ def test_without_cost(impl, model):
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would miss these latents",
         hint="`run_with_hooks` takes its hooks off again; a hook added with `add_hook` stays.",
     )
     expect.that(
         seen.passes == 1,
         expected="one forward pass",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="the hook can encode the z that it is given",
         hint="No need to read z first: the hook gets it, and can encode and change it in one pass.",
     )
@@ -1242,14 +1242,14 @@ def demand_allowed(got, mean, latents):
     expect.that(
         not given.any(),
         expected="controls that are none of the given latents",
-        came_back=expect.describe(got),
+        returned=expect.describe(got),
         why=f"{int(given.sum())} of them are the latents that were to be controlled for",
         hint="A latent is always nearest to itself: leave the given latents out of the candidates.",
     )
     expect.that(
         bool((mean[got] > 0).all()),
         expected="controls that are active somewhere",
-        came_back=expect.describe(got),
+        returned=expect.describe(got),
         why=f"{int((mean[got] == 0).sum())} of them are never active: taking them out changes nothing",
         hint="Leave out latents whose mean activation is 0.",
     )
@@ -1257,7 +1257,7 @@ def demand_allowed(got, mean, latents):
         expect.that(
             len(row.unique()) == len(row),
             expected="a set without repetition",
-            came_back=expect.describe(row),
+            returned=expect.describe(row),
             why="the same latent can be taken out only once",
             hint="Within a set, a latent that has been drawn is not free any more.",
         )
@@ -1285,7 +1285,7 @@ def test_drawn(impl):
         expect.that(
             not far,
             expected=f"controls of latent {latent} among its nearest",
-            came_back=f"{sorted(far)}, which are not among the {4 + column} nearest",
+            returned=f"{sorted(far)}, which are not among the {4 + column} nearest",
             why="mean activations have to match, and the pool is 4",
             hint="`argsort()` gives places in the list that was sorted. If that list holds free latents only, a place "
             "in it is not the latent's number: index the list with it.",
@@ -1293,7 +1293,7 @@ def test_drawn(impl):
         expect.that(
             len(seen) >= 3,
             expected="different controls in different sets",
-            came_back=f"only {sorted(seen)} in 40 sets",
+            returned=f"only {sorted(seen)} in 40 sets",
             why="a control is drawn from a pool of 4",
             hint="The sets are all alike. Draw anew for every set: seed the generator once, before the first set, and "
             "pick at random among the pool.",
@@ -1302,7 +1302,7 @@ def test_drawn(impl):
     expect.that(
         lopsided <= 24,
         expected="all four of the pool drawn about equally often",
-        came_back=f"one latent in {lopsided} of 40 sets",
+        returned=f"one latent in {lopsided} of 40 sets",
         why="each of the pool should be as probable as the others",
     )
 
@@ -1329,7 +1329,7 @@ def test_seeded(impl):
     expect.that(
         not torch.equal(torch.as_tensor(one), torch.as_tensor(other)),
         expected="other sets for another seed",
-        came_back="the same for seeds 1 and 2",
+        returned="the same for seeds 1 and 2",
         why="the seed decides what is drawn",
         hint="Use the argument `seed`.",
     )

@@ -248,7 +248,7 @@ def near(got, want, *, name, why, mistakes=(), dims=(), tolerance=1e-3, hint=Non
     away = ((got - want).norm() / want.norm()).item()
     raise expect.CheckFailed(
         expected=f"{name} = {expect.describe(want)}, to {tolerance:g} of its norm",
-        came_back=f"{expect.describe(got)}, which is {away:.2g} of its norm away",
+        returned=f"{expect.describe(got)}, which is {away:.2g} of its norm away",
         why=why,
         hint=hint,
     )
@@ -283,7 +283,7 @@ def logits_and_latents(impl, model, transcoders, tokens, use_error_term):
     expect.that(
         isinstance(cache, dict),
         expected="cache: a dict from hook names to latents",
-        came_back=expect.describe(cache),
+        returned=expect.describe(cache),
         why="the signature says so",
         hint="`run_with_cache_with_saes(..., return_cache_object=False)` gives a plain dict too.",
     )
@@ -293,7 +293,7 @@ def logits_and_latents(impl, model, transcoders, tokens, use_error_term):
         expect.that(
             name in cache,
             expected=f"a cache with the key {name!r}",
-            came_back=f"keys {list(cache)[:6]}",
+            returned=f"keys {list(cache)[:6]}",
             why="latents are found under the bridge's own name for them",
             hint=OWN_NAME,
         )
@@ -409,13 +409,13 @@ def test_sink_latents(impl, model, dictionaries):
         expect.that(
             active == 0,
             expected="no active latent at position 0",
-            came_back=f"{active} active latents at position 0",
+            returned=f"{active} active latents at position 0",
             why="`first_position(model)` is 1 in this profile",
         )
         expect.that(
             bool((acts[:, 1:] > 0).any()),
             expected="active latents at the other positions",
-            came_back="none",
+            returned="none",
             why="every other token activates some latents",
         )
 
@@ -434,14 +434,14 @@ def test_run_is_clean(impl, model, dictionaries):
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hooks too",
         hint="Hooks added with `model.add_hook` stay on the model; `run_with_hooks` takes its own off again.",
     )
     expect.that(
         seen.passes == 1,
         expected="one forward pass",
-        came_back=f"{seen.passes} passes",
+        returned=f"{seen.passes} passes",
         why="reading and writing happen in the same run",
         hint="One run does both: the transcoder reads at `hook_name`, and shortly afterwards, in the same run, "
         "writes at `hook_name_out`.",
@@ -486,7 +486,7 @@ def places_of(got, k, why):
     expect.that(
         not got.is_floating_point(),
         expected="whole numbers",
-        came_back=expect.describe(got),
+        returned=expect.describe(got),
         why="indices are whole numbers",
         hint="Make the result an int64 tensor.",
     )
@@ -503,7 +503,7 @@ def demand_greedy(x, places, buffer, no_overlap, why, named="the indices"):
         expect.that(
             0 <= row < rows and 0 <= column < width,
             expected=f"rows from 0 to {rows - 1}, columns from 0 to {width - 1}",
-            came_back=shown,
+            returned=shown,
             why=why,
             hint="A place in the flattened tensor becomes (row, column) by `divmod(place, seq)`; seq is the *second* "
             "size. If you cut the margin off first, add `buffer` to the columns again.",
@@ -511,7 +511,7 @@ def demand_greedy(x, places, buffer, no_overlap, why, named="the indices"):
         if not free[row, column]:
             raise expect.CheckFailed(
                 expected="places that are allowed",
-                came_back=shown,
+                returned=shown,
                 why=why,
                 hint=_why_not_free(places, number, width, buffer, no_overlap) + (ALL_NEGATIVE if x.max() < 0 else ""),
             )
@@ -519,7 +519,7 @@ def demand_greedy(x, places, buffer, no_overlap, why, named="the indices"):
         expect.that(
             x[row, column].item() == best.item(),
             expected=f"next, a place with the value {best:g}, the largest that is allowed",
-            came_back=f"{shown}; x at {(row, column)} is {x[row, column]:g}",
+            returned=f"{shown}; x at {(row, column)} is {x[row, column]:g}",
             why=why,
             hint="Go from large to small. After each choice, only places in the same row within `buffer` columns are "
             "out; all others, in other rows too, stay allowed. If you cut the margin off first, add `buffer` "
@@ -647,7 +647,7 @@ def test_largest_is_fast(impl):
     expect.that(
         seen.peak_bytes < 40e6,
         expected="less than 40 MB of extra memory",
-        came_back=f"{seen.peak_bytes / 1e6:.0f} MB",
+        returned=f"{seen.peak_bytes / 1e6:.0f} MB",
         why="x itself takes less than 1 MB",
         hint="A table of all pairs of places is much larger than x. Choose one place after the other.",
     )
@@ -740,7 +740,7 @@ def examples_of(impl, model, transcoder, tokens, latents, k, buffer):
     expect.that(
         isinstance(got, dict) and set(got) == set(latents),
         expected=f"a dict with the keys {sorted(latents)}",
-        came_back=expect.describe(got),
+        returned=expect.describe(got),
         why="a list of places for each latent, found under its number (an int)",
         hint="Keys are the latents' numbers as they were given, also for a latent that is never active: its list is "
         "empty.",
@@ -750,7 +750,7 @@ def examples_of(impl, model, transcoder, tokens, latents, k, buffer):
         expect.that(
             good,
             expected="a list of (activation, row, column)",
-            came_back=f"for latent {latent}: {expect.describe(found)}",
+            returned=f"for latent {latent}: {expect.describe(found)}",
             why="the signature says so",
         )
     return {latent: [(float(a), int(r), int(c)) for a, r, c in found] for latent, found in got.items()}
@@ -822,7 +822,7 @@ def test_examples(impl, model, dictionaries):
             expect.that(
                 [one[1:] for one in got[latent]] == [one[1:] for one in want],
                 expected=f"places of latent {latent}: {[one[1:] for one in want]}",
-                came_back=f"{[one[1:] for one in got[latent]]}",
+                returned=f"{[one[1:] for one in got[latent]]}",
                 why=f"all {acts[..., 0].numel()} places of these tokens were gone through, k = {k}, buffer = {buffer}",
                 hint=hint,
             )
@@ -850,28 +850,28 @@ def test_one_pass(impl, model, dictionaries):
     expect.that(
         seen.passes > 0,
         expected="the model to be run",
-        came_back="no forward pass",
+        returned="no forward pass",
         why="activations come from these tokens",
     )
     times = seen.tokens / tokens.numel()
     expect.that(
         seen.tokens <= tokens.numel(),
         expected=f"each of the {tokens.numel()} tokens goes through the model once",
-        came_back=f"{seen.tokens} tokens in {seen.passes} passes: {times:.0f} times as many",
+        returned=f"{seen.tokens} tokens in {seen.passes} passes: {times:.0f} times as many",
         why="40 latents were asked for",
         hint=AROUND_THE_MODEL,
     )
     expect.that(
         seen.blocks <= 4 and not seen.unembedded,
         expected="at most blocks 0 to 3, and no logits",
-        came_back=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
+        returned=f"{seen.blocks} blocks ran, {'logits too' if seen.unembedded else 'no logits'}",
         why="the transcoder reads in block 3; nothing behind it matters",
         hint="Pass `stop_at_layer=L + 1` where L is the transcoder's block.",
     )
     expect.that(
         seen.hooks_left == 0,
         expected="no hook on the model afterwards",
-        came_back=f"{seen.hooks_left} hooks",
+        returned=f"{seen.hooks_left} hooks",
         why="whoever uses the model next would run your hook too",
         hint="Use `run_with_hooks`, which takes its hooks off again.",
     )
@@ -909,7 +909,7 @@ def ranked(got, want, k, *, token_of, what, why, mistakes, hint=None, any_consta
     expect.that(
         not ids.is_floating_point(),
         expected="token_ids: whole numbers",
-        came_back=expect.describe(ids),
+        returned=expect.describe(ids),
         why="a token id is a whole number",
         hint=swapped,
     )
@@ -925,7 +925,7 @@ def ranked(got, want, k, *, token_of, what, why, mistakes, hint=None, any_consta
     expect.that(
         right,
         expected=f"token_ids {best.indices[:6].tolist()}..., that is {[token_of(i) for i in best.indices[:6]]}",
-        came_back=f"{ids[:6].tolist()}..., that is {[token_of(i) for i in ids[:6] if 0 <= i < len(want)]}",
+        returned=f"{ids[:6].tolist()}..., that is {[token_of(i) for i in ids[:6] if 0 <= i < len(want)]}",
         why=why,
         hint=told,
     )
@@ -1201,13 +1201,13 @@ def test_extended_memory(impl, model):
     expect.that(
         peak <= 5 * size,
         expected=f"at most {5 * size / 1e6:.0f} MB of extra memory, five times the result",
-        came_back=f"{peak / 1e6:.0f} MB",
+        returned=f"{peak / 1e6:.0f} MB",
         why="the reference needs little more than twice the result",
     )
     expect.that(
         not wants_gradient,
         expected="a tensor that wants no gradient",
-        came_back="one with `requires_grad`",
+        returned="one with `requires_grad`",
         why="it is a table to look things up in; the graph behind it would stay in memory",
     )
 
@@ -1287,7 +1287,7 @@ def test_pullback_order(impl, model, dictionaries):
     expect.that(
         seen.passes == 0 and seen.peak_bytes < 3e6,
         expected="no forward pass, and less than 3 MB of extra memory",
-        came_back=f"{seen.passes} passes, {seen.peak_bytes / 1e6:.1f} MB",
+        returned=f"{seen.passes} passes, {seen.peak_bytes / 1e6:.1f} MB",
         why="one column is asked for, and weights are all it needs",
         hint="Take the one column of `W_enc` *before* you multiply: the product of whole matrices takes 38 MB.",
     )
@@ -1340,7 +1340,7 @@ def test_influence_cost(impl, model, dictionaries):
     expect.that(
         seen.passes == 1 and seen.blocks <= 4 and not seen.unembedded and seen.hooks_left == 0,
         expected="one forward pass through blocks 0 to 3, no logits, no hook left",
-        came_back=f"{seen.passes} passes, {seen.blocks} blocks, {'logits' if seen.unembedded else 'no logits'}, "
+        returned=f"{seen.passes} passes, {seen.blocks} blocks, {'logits' if seen.unembedded else 'no logits'}, "
         f"{seen.hooks_left} hooks left",
         why="only the latents of block 3 are needed; the later transcoder enters by its weights",
     )

@@ -9,6 +9,7 @@ from IPython.utils.capture import capture_output
 from utils import student_work
 from utils.checks.exercises import find_exercise
 from utils.checks.implementations import solution_file
+from utils.errors import CourseError
 from utils.notebook import check_cell, results
 from utils.notebook.check_view import ROWS_MIME
 
@@ -92,7 +93,7 @@ def test_the_solution_is_shown_where_there_is_one(session, monkeypatch):
     assert "def from_sparse" in shown["text/plain"] and "BEGIN SOLUTION" not in shown["text/plain"]
 
     def none(chapter):
-        raise LookupError("This copy of the course comes without the reference solutions.")
+        raise CourseError("This copy of the course comes without the reference solutions.")
 
     monkeypatch.setattr(check_cell, "solution_file", none)
     (shown,) = session("solution(SparseTensor)")

@@ -1,6 +1,6 @@
 """What a checker demands, and the words in which a student learns that it was not met.
 
-Each function compares and raises CheckFailed, which says what came back, what was expected and why. Values may be
+Each function compares and raises CheckFailed, which says what was returned, what was expected and why. Values may be
 tensors or numpy arrays; `close` and `equal` look at type and shape before they look at numbers.
 """
 
@@ -18,9 +18,9 @@ SMALL = 24  # tensors up to this many entries are printed whole
 class CheckFailed(AssertionError):
     """A demand that was not met. `hint`, where given, replaces the check's own hint."""
 
-    def __init__(self, *, expected: str, came_back: str, why: str = "", hint: str | None = None):
-        super().__init__(f"came back: {came_back}; expected: {expected}; {why}")
-        self.expected, self.came_back, self.why, self.hint = expected, came_back, why, hint
+    def __init__(self, *, expected: str, returned: str, why: str = "", hint: str | None = None):
+        super().__init__(f"returned: {returned}; expected: {expected}; {why}")
+        self.expected, self.returned, self.why, self.hint = expected, returned, why, hint
 
 
 class StudentError(Exception):
@@ -69,11 +69,11 @@ def _numbers(tensor: torch.Tensor) -> str:
     return "[" + ", ".join(_numbers(row) for row in tensor) + "]"
 
 
-def that(condition: bool, *, expected: str, came_back: Any, why: str = "", hint: str | None = None) -> None:
-    """Demand `condition`. `came_back` is described unless it is already a string."""
+def that(condition: bool, *, expected: str, returned: Any, why: str = "", hint: str | None = None) -> None:
+    """Demand `condition`. `returned` is described unless it is already a string."""
     if not condition:
-        shown = came_back if isinstance(came_back, str) else describe(came_back)
-        raise CheckFailed(expected=expected, came_back=shown, why=why, hint=hint)
+        shown = returned if isinstance(returned, str) else describe(returned)
+        raise CheckFailed(expected=expected, returned=shown, why=why, hint=hint)
 
 
 def unpack(result: Any, names: Sequence[str]) -> tuple:
@@ -82,13 +82,13 @@ def unpack(result: Any, names: Sequence[str]) -> tuple:
     that(
         isinstance(result, tuple | list),
         expected=wanted,
-        came_back=describe(result),
+        returned=describe(result),
         why="the signature promises a tuple",
     )
     that(
         len(result) == len(names),
         expected=f"{wanted} of length {len(names)}",
-        came_back=f"{len(result)} values: {describe(result)}",
+        returned=f"{len(result)} values: {describe(result)}",
         why="the signature says what is returned, in which order",
     )
     return tuple(result)
@@ -99,7 +99,7 @@ def tensor(value: Any, *, name: str = "the result", why: str = "", hint: str | N
     that(
         isinstance(value, torch.Tensor | np.ndarray),
         expected=f"{name} to be a tensor",
-        came_back=describe(value),
+        returned=describe(value),
         why=why or "the signature promises a tensor",
         hint=hint,
     )
@@ -121,7 +121,7 @@ def shape(
     that(
         tuple(value.shape) == tuple(wanted),
         expected=f"{name} of shape {tuple(wanted)}{named}",
-        came_back=f"shape {tuple(value.shape)}: {describe(value)}",
+        returned=f"shape {tuple(value.shape)}: {describe(value)}",
         why=why,
         hint=hint,
     )
@@ -133,7 +133,7 @@ def dtype(value: Any, wanted: torch.dtype, *, name: str = "the result", why: str
     that(
         value.dtype == wanted,
         expected=f"{name} of dtype {wanted}",
-        came_back=f"dtype {value.dtype}",
+        returned=f"dtype {value.dtype}",
         why=why,
         hint=hint,
     )
@@ -154,7 +154,7 @@ def close(
         that(
             isinstance(got, int | float | np.number | torch.Tensor | np.ndarray) and np.size(_array(got)) == 1,
             expected=f"{name} = {describe(want)}, a number",
-            came_back=describe(got),
+            returned=describe(got),
             why=why,
             hint=hint,
         )
@@ -169,7 +169,7 @@ def close(
         at = tuple((~match).nonzero()[0].tolist())
         wrong = f"{int((~match).sum())} of {want.numel()} entries differ"
         expected += f"; {wrong}, the first at {at}: {got[at]:.5g}, not {want[at]:.5g}"
-    raise CheckFailed(expected=expected, came_back=describe(got), why=why, hint=hint)
+    raise CheckFailed(expected=expected, returned=describe(got), why=why, hint=hint)
 
 
 def equal(got: Any, want: Any, *, why: str, name: str = "the result", hint: str | None = None) -> None:
@@ -180,7 +180,7 @@ def equal(got: Any, want: Any, *, why: str, name: str = "the result", hint: str 
         same = torch.equal(got.double(), want.double())
     else:
         same = type_matches(got, want) and bool(got == want)
-    that(same, expected=f"{name} = {describe(want)}", came_back=describe(got), why=why, hint=hint)
+    that(same, expected=f"{name} = {describe(want)}", returned=describe(got), why=why, hint=hint)
 
 
 def type_matches(got: Any, want: Any) -> bool:
@@ -203,13 +203,11 @@ def raises(
     try:
         result = call()
     except StudentError as error:
-        that(
-            error.type_name in types, expected=wanted, came_back=f"{error.type_name}: {error.text}", why=why, hint=hint
-        )
+        that(error.type_name in types, expected=wanted, returned=f"{error.type_name}: {error.text}", why=why, hint=hint)
         missing = [word for word in mentions if word.lower() not in error.text.lower()]
-        that(not missing, expected=wanted, came_back=f"{error.type_name}: {error.text}", why=why, hint=hint)
+        that(not missing, expected=wanted, returned=f"{error.type_name}: {error.text}", why=why, hint=hint)
         return
-    raise CheckFailed(expected=wanted, came_back=f"no error: {describe(result)}", why=why, hint=hint)
+    raise CheckFailed(expected=wanted, returned=f"no error: {describe(result)}", why=why, hint=hint)
 
 
 def _array(value: Any) -> np.ndarray:

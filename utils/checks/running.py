@@ -145,13 +145,13 @@ def failures(rows: Sequence[Row]) -> list[Row]:
 
 
 def explain(error: BaseException, exercise: str, calls: Sequence[str]) -> str:
-    """Why a check failed, in lines `Called: ...`, `Came back: ...`, `Expected: ...`, `Why: ...`."""
+    """Why a check failed, in lines `Called: ...`, `Returned: ...`, `Expected: ...`, `Why: ...`."""
     called = f"Called: {calls[-1]}" if calls else ""
     match error:
         case CheckFailed():
             lines = [
                 called,
-                f"Came back: {error.came_back}",
+                f"Returned: {error.returned}",
                 f"Expected: {error.expected}",
                 error.why and f"Why: {error.why}",
             ]
@@ -172,7 +172,7 @@ def explain(error: BaseException, exercise: str, calls: Sequence[str]) -> str:
         case _:
             lines = [
                 called,
-                f"Came back: something that this check could not work with ({type(error).__name__}: {error})",
+                f"Returned: something that this check could not work with ({type(error).__name__}: {error})",
                 "Expected: what the stub's signature and docstring promise",
             ]
     return "\n".join(line for line in lines if line)

@@ -110,7 +110,7 @@ def _failure_html(row: Row, is_open: bool) -> str:
     lines = []
     for line in row.message.split("\n"):
         head, colon, rest = line.partition(": ")
-        known = colon and head in ("Called", "Came back", "Expected", "Why", "Raised", "Stopped")
+        known = colon and head in ("Called", "Returned", "Expected", "Why", "Raised", "Stopped")
         lines.append(f"<div><strong>{head}:</strong> {_inline(rest)}</div>" if known else f"<div>{_inline(line)}</div>")
     hint = f"<div><strong>Hint:</strong> {_inline(row.hint)}</div>" if row.hint else ""
     inside = f'<div style="padding-left:1em">{"".join(lines)}{hint}</div>'

@@ -27,6 +27,8 @@ def make_pair(a, b): return Pair(a, b)
 def doubled(x): return 2 * x
 def fails(x): raise ValueError(f"no {x}")
 def sleeps(): time.sleep(60)
+def spins():
+    while True: pass
 def dies(): os._exit(3)
 def shape_of(x): return x.shape
 def encoded(sae, x): return type(sae).__name__, sae.encode(x)
@@ -116,8 +118,16 @@ def test_one_leaf_used_twice_counts_twice(remote):
 
 def test_time_limit_and_death_are_survived(remote):
     with pytest.raises(OutOfTime), remote._backend.check(False, 0.3):
-        remote.sleeps()
+        remote.spins()
     with pytest.raises(StudentError, match=r"Crash.*status 3"), remote._backend.check(False, 30):
         remote.dies()
     with remote._backend.check(False, 30):
         assert remote.doubled(1) == 2
+
+
+def test_code_that_only_waits_is_stopped_by_the_clock(remote, monkeypatch):
+    monkeypatch.setattr("utils.checks.isolation.patience", lambda seconds: seconds)
+    with remote._backend.check(False, 30):
+        remote.doubled(1)
+    with pytest.raises(OutOfTime), remote._backend.check(False, 0.3):
+        remote.sleeps()

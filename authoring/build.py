@@ -6,9 +6,8 @@ import argparse
 import fnmatch
 import json
 import re
-import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -26,24 +25,21 @@ from utils.source import extract, plain_python
 BRANCH = "main"
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """`course build [CHAPTER ...] [--check]`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="course build", description="Build the notebooks from their texts.")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapters", nargs="*", help="for instance 03; all when none is named")
     parser.add_argument("--check", action="store_true", help="only say which notebooks are stale (exit status 1)")
-    options = parser.parse_args(args)
-    try:
-        chapters = find_chapters(options.chapters)
-        stale = [chapter for chapter in chapters if is_stale(chapter, repository())]
-        for chapter in stale:
-            if options.check:
-                print(f"stale: {chapter.shown(chapter.notebook)}")
-            else:
-                chapter.notebook.write_text(notebook_text(chapter, repository()), encoding="utf-8")
-                print(f"built {chapter.shown(chapter.notebook)}")
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build what is stale; with `--check`, exit status 1 if something is."""
+    chapters = find_chapters(options.chapters)
+    stale = [chapter for chapter in chapters if is_stale(chapter, repository())]
+    for chapter in stale:
+        if options.check:
+            print(f"stale: {chapter.shown(chapter.notebook)}")
+        else:
+            chapter.notebook.write_text(notebook_text(chapter, repository()), encoding="utf-8")
+            print(f"built {chapter.shown(chapter.notebook)}")
     if options.check and stale:
         print("Run `make build`, and commit the notebooks with their texts.")
         return 1

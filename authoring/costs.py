@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from utils.checks.exercises import chapter_exercises
 from utils.checks.implementations import reference
-from utils.checks.running import Row, run_checks
+from utils.checks.rows import Row
+from utils.checks.running import run_checks
 from utils.files import write_atomically
 from utils.paths import ROOT
 

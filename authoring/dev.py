@@ -20,7 +20,8 @@ from authoring.stubs import stub_module
 from utils.chapters import find_chapters
 from utils.checks.exercises import Exercise, chapter_exercises
 from utils.checks.implementations import Implementation, LocalBackend, solution_file
-from utils.checks.running import Row, run_checks
+from utils.checks.rows import Row
+from utils.checks.running import run_checks
 from utils.checks.variants import Variant, variants_of
 from utils.models.loading import load
 from utils.paths import ROOT
@@ -28,13 +29,14 @@ from utils.paths import ROOT
 WRONG_AT_LEAST = 4
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status 0 only if every exercise is proved."""
-    parser = argparse.ArgumentParser(prog="course dev", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapters", nargs="*", help="chapters to prove; all if none is named")
     parser.add_argument("--record", action="store_true", help="write what all chapters' checks cost to tests/COSTS.md")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at once, each on one core")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0 only if every exercise is proved."""
     chapters = [chapter.number for chapter in find_chapters(options.chapters)]
     if len(chapters) > 1 and not options.record:
         return prove_side_by_side(chapters, options.jobs)

@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,35 +44,30 @@ class Run:
     stopped: str = ""  # why the run ended early, if it did
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """`course execute [CHAPTER ...] [--student] [--record] [--out DIR]`; exit status 0 if all is well."""
-    parser = argparse.ArgumentParser(
-        prog="course execute", description="Run chapters from top to bottom and judge the outcome."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapters", nargs="*", help="for instance 03; all when none is named")
     parser.add_argument("--student", action="store_true", help="leave the stubs in place and hide the reference")
     parser.add_argument("--record", action="store_true", help="store the demos' results in assets/results")
     parser.add_argument("--out", type=Path, help="folder for the executed notebooks")
-    options = parser.parse_args(args)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0 if all is well."""
     if options.student and options.record:
-        parser.error("--record stores what the reference computes; it does not go with --student")
+        raise CourseError("--record stores what the reference computes; it does not go with --student")
     out = options.out or cache_dir() / "executed" / ("student" if options.student else "solved")
     out.mkdir(parents=True, exist_ok=True)
     failed = False
-    try:
-        for chapter in find_chapters(options.chapters):
-            print(f"{chapter.name} ...", flush=True)
-            run = execute_chapter(chapter, student=options.student, record=options.record)
-            (out / chapter.notebook.name).write_text(nbformat.writes(run.notebook), encoding="utf-8")
-            found = list(problems(chapter, run, student=options.student))
-            failed |= bool(found)
-            verdict = f"{len(found)} problems" if found else "no problem"
-            print(f"{chapter.name}: {verdict}, {run.seconds:.0f} s, {run.peak_bytes / 1e6:.0f} MB at most")
-            for problem in found:
-                print(f"  {problem}")
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
+    for chapter in find_chapters(options.chapters):
+        print(f"{chapter.name} ...", flush=True)
+        done = execute_chapter(chapter, student=options.student, record=options.record)
+        (out / chapter.notebook.name).write_text(nbformat.writes(done.notebook), encoding="utf-8")
+        found = list(problems(chapter, done, student=options.student))
+        failed |= bool(found)
+        verdict = f"{len(found)} problems" if found else "no problem"
+        print(f"{chapter.name}: {verdict}, {done.seconds:.0f} s, {done.peak_bytes / 1e6:.0f} MB at most")
+        for problem in found:
+            print(f"  {problem}")
     print(f"executed notebooks: {out}")
     return 1 if failed else 0
 

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from authoring.build import as_text
 from utils.chapters import Chapter, find_chapter
 from utils.errors import CourseError
+from utils.files import write_atomically
 from utils.source import NotDefined, extract, read_source
 
 _MARKERS = ("# BEGIN SOLUTION", "# END SOLUTION")
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """`course fill CHAPTER --with FILE -o OUT`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="course fill", description="Write a chapter's notebook with its exercise cells taken from a Python file."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapter", help="for instance 03")
     parser.add_argument(
         "--with", dest="file", type=Path, required=True, help="a .py file or a notebook with the answers"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the notebook to write")
-    options = parser.parse_args(args)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the filled notebook and say which exercises the file does not define."""
+    chapter = find_chapter(options.chapter)
     try:
-        chapter = find_chapter(options.chapter)
         filled, missing = fill(read_notebook(chapter), read_source(options.file))
-    except (CourseError, OSError, SyntaxError) as error:
-        print(f"course fill: {error}", file=sys.stderr)
-        return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(as_text(filled), encoding="utf-8")
+    except (OSError, SyntaxError) as error:
+        raise CourseError(f"{options.file}: {error}") from error
+    write_atomically(options.output, as_text(filled))
     print(f"wrote {options.output}")
     if missing:
         print(f"{options.file} does not define {', '.join(missing)}: the stub stays in the notebook")

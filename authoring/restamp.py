@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,18 +16,13 @@ from utils.errors import CourseError
 _SETTING = re.compile(r'(?m)^(repository\s*=\s*)"[^"\n]*"')
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """`course restamp URL`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="course restamp", description="Set the repository's address and rebuild the notebooks."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", help="for instance https://github.com/someone/some-course")
-    options = parser.parse_args(args)
-    try:
-        changed = restamp(options.address, paths.ROOT)
-    except CourseError as error:
-        print(f"course restamp: {error}", file=sys.stderr)
-        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Restamp and say which files changed."""
+    changed = restamp(options.address, paths.ROOT)
     print("\n".join(str(path.relative_to(paths.ROOT)) for path in changed) or "nothing changed")
     return 0
 

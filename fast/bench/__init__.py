@@ -1,1 +1,1 @@
-"""`make bench`: every kernel against the plain formulation of the same quantity."""
+"""`make bench`: every fast form against the plain formulation of the same quantity."""

@@ -1,8 +1,8 @@
 """What a benchmark case is. Every module of `fast.bench.cases` has a tuple `CASES` of them; `course bench` finds it.
 
-A case names one quantity that a kernel computes, and the sizes at which it is computed. For a size it makes a
-`Problem`: the same question to the kernel and to the plain formulation, on the same inputs. The runner calls the two
-in turn (kernel, dense, kernel, dense, ...), takes medians, measures memory in runs of their own, and compares answers.
+A case names one quantity that a fast form computes, and the sizes at which it is computed. For a size it makes a
+`Problem`: the same question to the fast form and to the plain formulation, on the same inputs. The runner calls the two
+in turn (fast, plain, fast, plain, ...), takes medians, measures memory in runs of their own, and compares answers.
 
     CASES = (
         Case(
@@ -17,7 +17,7 @@ in turn (kernel, dense, kernel, dense, ...), takes medians, measures memory in r
     def _top_examples(loaded: Loaded, size: int) -> Problem:
         tokens = passages(loaded, length=128, count=size)           # fast.bench.inputs
         ...
-        return Problem(kernel=lambda: ..., dense=lambda: ...)
+        return Problem(fast=lambda: ..., plain=lambda: ...)
 
 `make` does what both sides need and neither is timed for: loading, tokens, active latents. The two functions take no
 arguments and give a tensor, or a tuple of tensors, of equal shapes and in the same order, without gradients.
@@ -37,12 +37,12 @@ Answer = "Tensor | tuple[Tensor, ...]"
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted at the largest size: the dense formulation's figure over the kernel's.
+    """What is wanted at the largest size: the plain formulation's figure over the fast form's.
 
     :param speed: of time
     :param memory: of peak extra memory
     :param share: the least time that the problem's `flops` could take at this machine's matrix-product speed, over the
-        time that the kernel takes
+        time that the fast form takes
     """
 
     speed: float | None = None
@@ -54,15 +54,15 @@ class Goal:
 class Problem:
     """One quantity at one size.
 
-    :param kernel: computes it with the kernel
-    :param dense: computes it plainly
-    :param flops: floating-point operations of the matrix products that bound the kernel, if a bound is known
-    :param note: what the reader of the table has to know about this problem, such as that the dense formulation runs
+    :param fast: computes it with the fast form
+    :param plain: computes it plainly
+    :param flops: floating-point operations of the matrix products that bound the fast form, if a bound is known
+    :param note: what the reader of the table has to know about this problem, such as that the plain formulation runs
         in chunks because it would not fit
     """
 
-    kernel: Callable[[], Answer]
-    dense: Callable[[], Answer]
+    fast: Callable[[], Answer]
+    plain: Callable[[], Answer]
     flops: float | None = None
     note: str = ""
 

@@ -1,6 +1,6 @@
-"""`course bench`: every kernel against the plain formulation of the same quantity, on the same inputs, in one process.
+"""`course bench`: every fast form against the plain formulation of the same quantity, on the same inputs, in one process.
 
-Kernel and plain formulation take turns, and the figures are medians. Memory is measured in runs of its own: the most
+Fast form and plain formulation take turns, and the figures are medians. Memory is measured in runs of its own: the most
 tensor memory alive at once beyond what was there before, the answer included. Training or browsing in the background
 slows both sides; the ratios stand.
 """
@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tabulate import tabulate
 
-import fast.bench.cases
+from fast.bench import cases as case_modules
 from fast.bench.case import Answer, Case, Problem
 from utils.checks.watch import watch
+from utils.errors import CourseError
 from utils.models.loading import load
 
 if TYPE_CHECKING:
@@ -42,38 +43,40 @@ class Measurement:
     """A case at one size. Times in seconds, memory in bytes.
 
     :param difference: largest difference between the answers over the largest entry of the plain one
-    :param share: of the time that the bound's matrix products take at this machine's speed, in the kernel's
+    :param share: of the time that the bound's matrix products take at this machine's speed, in the fast form's
     """
 
     case: str
     size: int
-    kernel_seconds: float
-    dense_seconds: float
-    kernel_bytes: int
-    dense_bytes: int
+    fast_seconds: float
+    plain_seconds: float
+    fast_bytes: int
+    plain_bytes: int
     difference: float
     share: float | None
     note: str
 
     @property
     def faster(self) -> float:
-        return self.dense_seconds / self.kernel_seconds
+        return self.plain_seconds / self.fast_seconds
 
     @property
     def less_memory(self) -> float:
-        return self.dense_bytes / max(self.kernel_bytes, 1)
+        return self.plain_bytes / max(self.fast_bytes, 1)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 if a kernel and its plain formulation disagree; missed goals are only reported."""
-    parser = argparse.ArgumentParser(prog="course bench", description="Times the kernels against plain formulations.")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", nargs="*", help="words of the cases to run; all if none is given")
     parser.add_argument("--quick", action="store_true", help="the smallest size of each case, once")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to a file too")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 1 if a fast form and its plain formulation disagree; missed goals are only reported."""
     cases = [case for case in all_cases() if all(word in case.name for word in options.cases)]
     if not cases:
-        parser.error(f"no case has {' '.join(options.cases)!r} in its name: {'; '.join(c.name for c in all_cases())}")
+        known = "; ".join(case.name for case in all_cases())
+        raise CourseError(f"no case has {' '.join(options.cases)!r} in its name: {known}")
     loaded = load()
     measured = [
         (case, [measure(loaded, case, size, 1 if options.quick else ROUNDS) for size in sizes(case, options.quick)])
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def all_cases() -> list[Case]:
     """The cases of every module in `fast.bench.cases`."""
-    home = fast.bench.cases
+    home = case_modules
     modules = [
         importlib.import_module(f"{home.__name__}.{found.name}") for found in pkgutil.iter_modules(home.__path__)
     ]
@@ -106,15 +109,15 @@ def measure(loaded: Loaded, case: Case, size: int, rounds: int) -> Measurement:
     """Memory and agreement first, which also warms both sides up; then time, in turns."""
     _say(f"{case.name}, {size} {case.size_name}: memory")
     problem = case.make(loaded, size)
-    kernel, kernel_bytes = _answer_and_peak(problem.kernel)
-    dense, dense_bytes = _answer_and_peak(problem.dense)
-    difference = relative_difference(kernel, dense)
-    del kernel, dense
+    fast, fast_bytes = _answer_and_peak(problem.fast)
+    plain, plain_bytes = _answer_and_peak(problem.plain)
+    difference = relative_difference(fast, plain)
+    del fast, plain
     _say(f"{case.name}, {size} {case.size_name}: time")
-    kernel_seconds, dense_seconds, flops_a_second = _take_turns(problem, rounds)
-    share = problem.flops and problem.flops / flops_a_second / kernel_seconds
+    fast_seconds, plain_seconds, flops_a_second = _take_turns(problem, rounds)
+    share = problem.flops and problem.flops / flops_a_second / fast_seconds
     return Measurement(
-        case.name, size, kernel_seconds, dense_seconds, kernel_bytes, dense_bytes, difference, share, problem.note
+        case.name, size, fast_seconds, plain_seconds, fast_bytes, plain_bytes, difference, share, problem.note
     )
 
 
@@ -124,9 +127,9 @@ def _answer_and_peak(compute: Callable[[], Answer]) -> tuple[Answer, int]:
     return answer, seen.peak_bytes
 
 
-def relative_difference(kernel: Answer, dense: Answer) -> float:
+def relative_difference(fast: Answer, plain: Answer) -> float:
     """The largest over the answer's tensors; infinite where shapes differ."""
-    pairs = zip(_tensors(kernel), _tensors(dense), strict=True)
+    pairs = zip(_tensors(fast), _tensors(plain), strict=True)
     return max(
         float((k - d).abs().max() / d.abs().max().clamp_min(1e-30)) if k.shape == d.shape else float("inf")
         for k, d in pairs
@@ -138,15 +141,15 @@ def _tensors(answer: Answer) -> tuple[torch.Tensor, ...]:
 
 
 def _take_turns(problem: Problem, rounds: int) -> tuple[float, float, float]:
-    """Median times of kernel and dense, and the best speed of matrix products seen between them."""
-    kernel, dense, speeds = [], [], []
+    """Median times of fast and plain, and the best speed of matrix products seen between them."""
+    fast, plain, speeds = [], [], []
     for _ in range(rounds):
-        kernel.append(_seconds(problem.kernel))
+        fast.append(_seconds(problem.fast))
         speeds.append(matrix_product_speed())
-        dense.append(_seconds(problem.dense))
-        if kernel[0] + dense[0] > LONG_ROUND:
+        plain.append(_seconds(problem.plain))
+        if fast[0] + plain[0] > LONG_ROUND:
             break
-    return statistics.median(kernel), statistics.median(dense), max(speeds)
+    return statistics.median(fast), statistics.median(plain), max(speeds)
 
 
 def _seconds(compute: Callable[[], Any]) -> float:
@@ -165,17 +168,17 @@ def matrix_product_speed(n: int = 1024, times: int = 10) -> float:
 
 
 def table(measured: list[tuple[Case, list[Measurement]]]) -> str:
-    heads = ("quantity", "size", "kernel", "plain", "faster", "kernel", "plain", "less", "share", "difference")
+    heads = ("quantity", "size", "fast", "plain", "faster", "fast", "plain", "less", "share", "difference")
     units = ("", "", "s", "s", "times", "MB", "MB", "times", "of bound", "relative")
     rows = [
         (
             case.name if position == 0 else "",
             f"{m.size} {case.size_name}",
-            f"{m.kernel_seconds:.2f}",
-            f"{m.dense_seconds:.2f}",
+            f"{m.fast_seconds:.2f}",
+            f"{m.plain_seconds:.2f}",
             f"{m.faster:.1f}",
-            f"{m.kernel_bytes / 1e6:.0f}",
-            f"{m.dense_bytes / 1e6:.0f}",
+            f"{m.fast_bytes / 1e6:.0f}",
+            f"{m.plain_bytes / 1e6:.0f}",
             f"{m.less_memory:.1f}",
             "" if m.share is None else f"{m.share:.2f}",
             f"{m.difference:.0e}",
@@ -193,7 +196,7 @@ def verdicts(measured: list[tuple[Case, list[Measurement]]], quick: bool) -> Ite
         for m in ms:
             where = f"{case.name}, {m.size} {case.size_name}"
             if m.difference > AGREEMENT:
-                yield f"{where}: kernel and plain formulation DISAGREE, by {m.difference:.1e} of the largest entry"
+                yield f"{where}: fast and plain formulation DISAGREE, by {m.difference:.1e} of the largest entry"
             if m.note:
                 yield f"{where}: {m.note}"
     if quick:

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import course
 from authoring import build as builder
 from authoring.chapter_text import Figure, figures
 from utils.chapters import Chapter, all_chapters, find_chapters
@@ -258,10 +259,10 @@ def test_built_notebooks_are_current(chapter):
 
 def test_command_builds_and_reports(chapter, monkeypatch, capsys):
     monkeypatch.setattr(builder, "find_chapters", lambda wanted: [chapter])
-    assert builder.main(["--check"]) == 1
+    assert course.main(["build", "--check"]) == 1
     assert "stale: chapters/07_small_things.ipynb" in capsys.readouterr().out
-    assert builder.main([]) == 0 and builder.main(["--check"]) == 0
+    assert course.main(["build"]) == 0 and course.main(["build", "--check"]) == 0
     assert json.loads(chapter.notebook.read_text())["nbformat"] == 4
     chapter.checker.write_text("")
-    assert builder.main([]) == 1
+    assert course.main(["build"]) == 2
     assert "no exercise `add`" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from utils.checks import command as check_command
+import course
 from utils.checks.exercises import find_exercise
 from utils.checks.implementations import Implementation, LocalBackend, from_file, reference
 from utils.checks.running import run_checks
@@ -93,21 +93,61 @@ def test_the_checkers_data_can_not_be_changed(tmp_path):
 def test_a_file_that_stops_while_loading_is_named(tmp_path, capsys):
     file = tmp_path / "broken.py"
     file.write_text("x = 1\nraise RuntimeError('no')\n")
-    assert check_command.main(["03", "--with", str(file)]) == 2
+    assert course.main(["check", "03", "--with", str(file)]) == 2
     assert "broken.py stops while it is loaded: no" in capsys.readouterr().err
 
 
 def test_unknown_chapters_list_the_known_ones(capsys):
-    assert check_command.main(["77"]) == 2
+    assert course.main(["check", "77"]) == 2
     assert "03_sparse_tensor" in capsys.readouterr().err
 
 
 def test_json_rows(tmp_path):
     out = tmp_path / "rows.json"
-    assert check_command.main(["3", "--json", str(out)]) == 0
+    assert course.main(["check", "3", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())
-    assert set(rows[0]) == {"exercise", "check", "points", "max_points", "passed", "seconds", "message", "hint"}
+    known = {"exercise", "check", "points", "max_points", "passed", "seconds", "message", "hint"}
+    assert set(rows[0]) == known | {"failure"}
     assert {row["exercise"] for row in rows} == {NAME}
+
+
+def test_a_failure_keeps_its_parts(tmp_path):
+    rows = rows_of(
+        tmp_path,
+        """
+        class SparseTensor:
+            @classmethod
+            def from_dense(cls, dense):
+                return [][3]
+            from_sparse = from_dense
+        """,
+    )
+    failure = rows[0].as_json()["failure"]
+    assert failure["raised"] == "IndexError: list index out of range"
+    assert failure["line"] == "line 5: `return [][3]`"
+    assert failure["called"].startswith("SparseTensor.from_dense(float32 tensor")
+    assert failure["returned"] == ""
+
+
+def test_after_a_time_out_the_exercises_other_checks_are_not_run(monkeypatch):
+    calls = []
+
+    class SparseTensor:
+        @classmethod
+        def from_dense(cls, dense):
+            calls.append(dense)
+            while True:
+                pass
+
+        from_sparse = from_dense
+
+    for check in find_exercise(NAME).checks:
+        monkeypatch.setitem(vars(check), "seconds", 0.2)
+    rows = run_checks("03", [Implementation(LocalBackend({NAME: SparseTensor}, "test"), "loop")])
+    assert len(calls) == 1
+    assert not any(row.passed for row in rows)
+    assert "Stopped: " in rows[0].message
+    assert all(row.message.startswith("Not run: ") for row in rows[1:])
 
 
 def test_objects_that_are_not_data_do_not_cross():

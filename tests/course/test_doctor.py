@@ -6,6 +6,7 @@ from collections import namedtuple
 
 import pytest
 
+import course
 from utils.errors import CourseError
 from utils.models import doctor, model_files
 from utils.models.doctor import Finding
@@ -42,7 +43,7 @@ def states(findings, topic):
 
 
 def test_healthy_machine(quick, capsys):
-    assert doctor.main([]) == 0
+    assert course.main(["doctor"]) == 0
     said = capsys.readouterr().out
     for topic in ("python", "torch", "cores", "memory", "disk", "cache", "smollm2", "assets", "gpt2", "gemma2"):
         assert f" {topic} " in said
@@ -51,7 +52,7 @@ def test_healthy_machine(quick, capsys):
 
 def test_trouble_sets_the_exit_status(quick, monkeypatch, capsys):
     installed(monkeypatch, transformers=None)
-    assert doctor.main([]) == 1
+    assert course.main(["doctor"]) == 1
     assert "transformers is not installed" in capsys.readouterr().out
 
 

@@ -45,7 +45,7 @@ def tiny(request, tmp_path_factory):
 
 
 def dictionary(kind, hook_name, seed=0, d_sae=D_SAE):
-    """A random dictionary, with everything in it that a kernel could forget."""
+    """A random dictionary, with everything in it that a fast form could forget."""
     z = hook_name.endswith("hook_z")
     shared = {
         "d_in": WIDTH,

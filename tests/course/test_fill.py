@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import course
 from authoring import build as builder
 from authoring import fill as filler
 from tests.course.test_build import ADDRESS, sources, write_chapter
@@ -68,13 +69,13 @@ def test_command_takes_a_module_or_a_notebook(tmp_path, monkeypatch, capsys, suf
     cell = {"cell_type": "code", "source": "%matplotlib inline\n" + ANSWERS}
     answers.write_text(ANSWERS if suffix == ".py" else json.dumps({"cells": [cell]}))
     arguments = ["7", "--with", str(answers), "-o", str(out)]
-    assert filler.main(arguments) == 1
+    assert course.main(["fill", *arguments]) == 2
     assert "is not built yet: run `make build`" in capsys.readouterr().err
     chapter.notebook.write_text(builder.notebook_text(chapter, ADDRESS))
-    assert filler.main(arguments) == 0
+    assert course.main(["fill", *arguments]) == 0
     assert "My sum." in sources(json.loads(out.read_text()))["add-stub"]
     answers.unlink()
-    assert filler.main(arguments) == 1
+    assert course.main(["fill", *arguments]) == 2
 
 
 def test_command_reports_what_is_missing(tmp_path, monkeypatch, capsys):
@@ -82,5 +83,5 @@ def test_command_reports_what_is_missing(tmp_path, monkeypatch, capsys):
     chapter.notebook.write_text(builder.notebook_text(chapter, ADDRESS))
     monkeypatch.setattr(filler, "find_chapter", lambda typed: chapter)
     (tmp_path / "empty.py").write_text("")
-    assert filler.main(["7", "--with", str(tmp_path / "empty.py"), "-o", str(tmp_path / "out.ipynb")]) == 0
+    assert course.main(["fill", "7", "--with", str(tmp_path / "empty.py"), "-o", str(tmp_path / "out.ipynb")]) == 0
     assert "does not define add: the stub stays" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+import course
 from utils.errors import CourseError
 from utils.models import model_files
 
@@ -208,7 +209,7 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 def test_command_says_what_is_wrong_without_a_traceback(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "file" / "cache"))
-    assert model_files.main([]) == 1
+    assert course.main(["model"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,36 +15,36 @@ from utils.chapters import find_chapter
 from utils.checks.exercises import chapter_exercises
 from utils.checks.expect import StudentError
 from utils.checks.implementations import Implementation, from_file, reference, solution_file
-from utils.checks.running import Row, failures, run_checks
+from utils.checks.rows import Row, failures
+from utils.checks.running import run_checks
 from utils.errors import CourseError
+from utils.files import write_atomically
 from utils.source import definitions, extract, notebook_source
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status 0 only if every check passed; 1 if one failed; 2 if the checks could not be run."""
-    options = _parser().parse_args(arguments)
-    try:
-        chapter = find_chapter(options.chapter).number
-        with _implementation(chapter, options) as implementation:
-            rows = run_checks(chapter, [implementation])
-    except (StudentError, CourseError, OSError) as error:
-        print(f"course check: {getattr(error, 'text', None) or error}", file=sys.stderr)
-        return 2
-    if options.json:
-        options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n", encoding="utf-8")
-    print(report(rows))
-    return 0 if rows and all(row.passed for row in rows) else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="course check", description=main.__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "chapter", help='a chapter ("03", "03_sparse_tensor") or a notebook whose exercise cells are checked'
     )
     parser.add_argument("--with", dest="file", type=Path, help="a Python file that defines the exercise names")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--isolated", action="store_true", help="run the implementation in a separate process")
-    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0 only if every check passed, else 1."""
+    chapter = find_chapter(options.chapter).number
+    try:
+        with _implementation(chapter, options) as implementation:
+            rows = run_checks(chapter, [implementation])
+    except StudentError as error:
+        raise CourseError(error.text) from error
+    except OSError as error:
+        raise CourseError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if options.json:
+        write_atomically(options.json, json.dumps([row.as_json() for row in rows], indent=1) + "\n")
+    print(report(rows))
+    return 0 if rows and all(row.passed for row in rows) else 1
 
 
 @contextmanager

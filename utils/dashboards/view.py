@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from utils.dashboards.facts import Example, Firing, Latent, Ranked
+from utils.notebook.html import BREAK, Markup, element, join
 
 # A middle orange under the theme's own ink: at these opacities text keeps a contrast above 5 on white and on black.
 TINT = "217,115,13"
@@ -81,7 +81,7 @@ def _quoted(token: str) -> str:
 
 LENS = (
     "Logit lens: the logits of a final stream that points along the decoder row, through the final norm and W_U, "
-    "less their mean over the vocabulary. W_U is the embedding matrix where, as in SmolLM2, the two are tied; "
+    "minus their mean over the vocabulary. W_U is the embedding matrix where, as in SmolLM2, the two are tied; "
     "rows of early layers are rewritten by later blocks before they meet it."
 )
 READ = (
@@ -93,124 +93,144 @@ READ = (
 # ---- HTML
 
 
-def as_html(latent: Latent) -> str:
-    title = html.escape(_title(latent), quote=True)
-    parts = [
-        f'<div style="font-size:1.15em;font-weight:bold">{title}</div>',
-        f'<div style="{NOTE}">{html.escape(latent.about)}</div><div>{html.escape(_firing_words(latent.firing))}</div>',
-    ]
-    if latent.examples:
-        parts.append(_examples_html(latent.examples))
-    if latent.firing and latent.firing.n_active:
-        parts.append(_histogram(latent.firing))
+def as_html(latent: Latent) -> Markup:
+    title = _title(latent)
     columns = [_ranked_html("Promotes", latent.promoted), _ranked_html("Suppresses", latent.suppressed)]
     if latent.read:
         columns += [_ranked_html("Reads", latent.read), _ranked_html("Reads least", latent.ignored)]
     columns.append(_table("Nearest latents", ("latent", "cosine"), [(str(n), f"{c:.2f}") for n, c in latent.nearest]))
-    parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:.2em 2.2em">{"".join(columns)}</div>')
     notes = [LENS, *([READ] if latent.read else []), "Nearest: cosine of decoder rows."]
-    parts += [f'<div style="{NOTE}">{html.escape(note)}</div>' for note in notes]
-    if latent.neuronpedia:
-        parts.append(
-            f'<iframe src="{html.escape(latent.neuronpedia, quote=True)}" title="{title} on Neuronpedia" '
-            f'loading="lazy" style="width:100%;height:480px;border:1px solid {LINE};margin-top:.6em"></iframe>'
-        )
-    return f'<section aria-label="{title}" style="{STYLE}">{"".join(parts)}</section>'
+    parts = [
+        element("div", title, style="font-size:1.15em;font-weight:bold"),
+        element("div", latent.about, style=NOTE),
+        element("div", _firing_words(latent.firing)),
+        *([_examples_html(latent.examples)] if latent.examples else []),
+        *([_histogram(latent.firing)] if latent.firing and latent.firing.n_active else []),
+        element("div", *columns, style="display:flex;flex-wrap:wrap;gap:.2em 2.2em"),
+        *(element("div", note, style=NOTE) for note in notes),
+        *([_neuronpedia_frame(title, latent.neuronpedia)] if latent.neuronpedia else []),
+    ]
+    return element("section", *parts, aria_label=title, style=STYLE)
 
 
-def _examples_html(examples: Sequence[Example]) -> str:
+def _neuronpedia_frame(title: str, address: str) -> Markup:
+    style = f"width:100%;height:480px;border:1px solid {LINE};margin-top:.6em"
+    return element("iframe", src=address, title=f"{title} on Neuronpedia", loading="lazy", style=style)
+
+
+def _examples_html(examples: Sequence[Example]) -> Markup:
     top = max(max(example.activations) for example in examples)
     legend = (
         f"The deeper the orange, the more active ({top:.3g} is the most); the strongest token is bold in a box. "
         "Numbers show when the pointer rests on a token."
     )
-    rows = "".join(_example_html(example, top) for example in examples)
-    return (
-        f'<div style="{HEAD}">Top examples</div><div style="{NOTE}">{legend}</div>'
-        f'<ol style="margin:.2em 0;padding-left:1.8em">{rows}</ol>'
+    rows = (_example_html(example, top) for example in examples)
+    return join(
+        [
+            element("div", "Top examples", style=HEAD),
+            element("div", legend, style=NOTE),
+            element("ol", *rows, style="margin:.2em 0;padding-left:1.8em"),
+        ]
     )
 
 
-def _example_html(example: Example, top: float) -> str:
+def _example_html(example: Example, top: float) -> Markup:
     strongest = example.activations[example.strongest]
     head = f"{strongest:.3g} on {_quoted(example.tokens[example.strongest])}, {example.document}"
     tokens = (
         _token_html(token, value, value / top, at == example.strongest)
         for at, (token, value) in enumerate(zip(example.tokens, example.activations, strict=True))
     )
-    return (
-        f'<li style="margin:.35em 0"><span style="font-size:.85em;white-space:pre-wrap">{html.escape(head)}</span><br>'
-        f'<span style="white-space:pre-wrap;line-height:1.6">… {"".join(tokens)} …</span></li>'
+    return element(
+        "li",
+        element("span", head, style="font-size:.85em;white-space:pre-wrap"),
+        BREAK,
+        element("span", "… ", *tokens, " …", style="white-space:pre-wrap;line-height:1.6"),
+        style="margin:.35em 0",
     )
 
 
 def _token_html(token: str, value: float, share: float, is_strongest: bool) -> str:
-    shown = html.escape(_visible(token))
+    shown = _visible(token)
     if value <= 0:
         return shown
     style = f"background:rgba({TINT},{FAINTEST + (FULLEST - FAINTEST) * min(share, 1):.2f});color:inherit"
-    if is_strongest:
-        said = f'<span style="{UNSEEN}"> (strongest: {value:.3g}) </span>'
-        box = "outline:2px solid currentColor;border-radius:2px;padding:0 .2em;margin:0 .15em"
-        return f'<strong title="{value:.3g}" style="{style};{box}">{shown}</strong>{said}'
-    return f'<span title="{value:.3g}" style="{style}">{shown}</span>'
+    if not is_strongest:
+        return element("span", shown, title=f"{value:.3g}", style=style)
+    box = "outline:2px solid currentColor;border-radius:2px;padding:0 .2em;margin:0 .15em"
+    said = element("span", f" (strongest: {value:.3g}) ", style=UNSEEN)
+    return join([element("strong", shown, title=f"{value:.3g}", style=f"{style};{box}"), said])
 
 
-def _histogram(firing: Firing) -> str:
+def _histogram(firing: Firing) -> Markup:
     """Bars over activations on a logarithmic axis, an inline drawing."""
     used = [at for at, count in enumerate(firing.counts) if count]
     bins = range(used[0], used[-1] + 1)
     most, width, left, height = max(firing.counts), 30, 56, 100
     right, bottom = left + width * max(len(bins), 5), 10 + height  # a single bar leaves room for the axis's title
-    bars, ticks = [], []
+    bars = []
     for place, at in enumerate(bins):
-        count, x = firing.counts[at], left + width * place
-        tall = max(height * count / most, 1 if count else 0)
-        bars.append(
-            f'<rect x="{x + 1}" y="{bottom - tall:.1f}" width="{width - 2}" height="{tall:.1f}" '
-            f'fill="rgb({TINT})"><title>{_bin_words(firing, at)}</title></rect>'
-        )
-        if place % 2 == 0:
-            ticks.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{firing.edges[at]:.3g}</text>')
+        tall = max(height * firing.counts[at] / most, 1 if firing.counts[at] else 0)
+        corner = {"x": left + width * place + 1, "y": f"{bottom - tall:.1f}"}
+        title = element("title", _bin_words(firing, at))
+        bars.append(element("rect", title, **corner, width=width - 2, height=f"{tall:.1f}", fill=f"rgb({TINT})"))
+    ticks = [
+        _label(f"{firing.edges[at]:.3g}", left + width * place, bottom + 14)
+        for place, at in enumerate(bins)
+        if place % 2 == 0
+    ]
     peak = max(bins, key=lambda at: firing.counts[at])
     words = f"Histogram of the activations of the active tokens. Most lie in one bin: {_bin_words(firing, peak)}."
     middle, centre = (left + right) / 2, bottom - height / 2
-    axes = (
-        f'<path d="M{left} 10V{bottom}H{right}" fill="none" stroke="currentColor"/>'
-        f'<text x="{left - 6}" y="18" text-anchor="end">{most:,}</text>'
-        f'<text x="{left - 6}" y="{bottom}" text-anchor="end">0</text>'
-        f'<text x="{middle}" y="{bottom + 30}" text-anchor="middle">activation (logarithmic)</text>'
-        f'<text x="14" y="{centre}" text-anchor="middle" transform="rotate(-90 14 {centre})">tokens</text>'
+    axes = [
+        element("path", d=f"M{left} 10V{bottom}H{right}", fill="none", stroke="currentColor"),
+        _label(f"{most:,}", left - 6, 18, "end"),
+        _label("0", left - 6, bottom, "end"),
+        _label("activation (logarithmic)", middle, bottom + 30),
+        _label("tokens", 14, centre, transform=f"rotate(-90 14 {centre})"),
+    ]
+    drawing = element(
+        "svg",
+        *(axes + bars + ticks),
+        role="img",
+        aria_label=words,
+        viewBox=f"0 0 {right + 30} {bottom + 38}",
+        width=right + 30,
+        style="max-width:100%;height:auto;font-size:11px",
+        fill="currentColor",
     )
-    return (
-        f'<div style="{HEAD}">Activations of the active tokens</div>'
-        f'<svg role="img" aria-label="{html.escape(words, quote=True)}" viewBox="0 0 {right + 30} {bottom + 38}" '
-        f'width="{right + 30}" style="max-width:100%;height:auto;font-size:11px" fill="currentColor">'
-        f"{axes}{''.join(bars + ticks)}</svg>"
-    )
+    return join([element("div", "Activations of the active tokens", style=HEAD), drawing])
+
+
+def _label(text: str, x: float, y: float, anchor: str = "middle", **more: str) -> Markup:
+    return element("text", text, x=x, y=y, text_anchor=anchor, **more)
 
 
 def _bin_words(firing: Firing, at: int) -> str:
     return f"{firing.counts[at]:,} tokens between {firing.edges[at]:.3g} and {firing.edges[at + 1]:.3g}"
 
 
-def _ranked_html(title: str, ranked: Ranked) -> str:
+def _ranked_html(title: str, ranked: Ranked) -> Markup:
     return _table(title, ("token", "value"), [(_quoted(token), f"{value:+.2f}") for token, value in ranked])
 
 
-def _table(title: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    left, right = (f"text-align:{side};padding:.05em .5em .05em 0;white-space:pre" for side in ("left", "right"))
-    body = "".join(
-        f'<tr style="background:transparent"><td style="{left}">{html.escape(name)}</td>'
-        f'<td style="{right}">{value}</td></tr>'
-        for name, value in rows
-    )
-    return (
-        f'<table style="border-collapse:collapse;margin:.6em 0;align-self:flex-start"><caption style="text-align:left;'
-        f'color:inherit;font-weight:bold;padding:0;white-space:nowrap">{title}</caption>'
-        f"<thead><tr>"
-        f'<th scope="col" style="{left}">{heads[0]}</th>'
-        f'<th scope="col" style="{right}">{heads[1]}</th></tr></thead><tbody>{body}</tbody></table>'
+def _table(title: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> Markup:
+    styles = [f"text-align:{side};padding:.05em .5em .05em 0;white-space:pre" for side in ("left", "right")]
+
+    def row(cells: tuple[str, str], kind: str, **attributes: str) -> Markup:
+        return element(
+            "tr",
+            *(element(kind, cell, **attributes, style=style) for cell, style in zip(cells, styles, strict=True)),
+            style="background:transparent",
+        )
+
+    caption = "text-align:left;color:inherit;font-weight:bold;padding:0;white-space:nowrap"
+    return element(
+        "table",
+        element("caption", title, style=caption),
+        element("thead", row(heads, "th", scope="col")),
+        element("tbody", *(row(cells, "td") for cells in rows)),
+        style="border-collapse:collapse;margin:.6em 0;align-self:flex-start",
     )
 
 

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,9 +45,12 @@ class Finding:
         return f"{line}\n{'':<21}-> {self.advice}" if self.advice else line
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """`course doctor`: explain this machine and what to do about it; 1 if the default profile cannot run, else 0."""
-    argparse.ArgumentParser(prog="course doctor", description=main.__doc__).parse_args(arguments)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`course doctor` takes none."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain this machine and what to do about it; exit status 1 if the default profile cannot run."""
     troubles = 0
     for finding in examine():
         print(finding, flush=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,17 +129,13 @@ def tokenizer() -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(ensure_model())
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """`course model`: fetch and convert the default model, unless that has been done; the exit status."""
-    argparse.ArgumentParser(prog="course model", description=main.__doc__).parse_args(arguments)
-    try:
-        print(f"Model ready: {ensure_model()}")
-    except CourseError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-        return 130
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`course model` takes none."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fetch and convert the default model, unless that has been done."""
+    print(f"Model ready: {ensure_model()}")
     return 0
 
 

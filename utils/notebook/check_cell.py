@@ -12,7 +12,8 @@ from typing import Any
 from utils.chapters import all_chapters
 from utils.checks.exercises import Exercise, all_exercises, chapter_exercises, find_exercise
 from utils.checks.implementations import Implementation, LocalBackend, solution_file
-from utils.checks.running import Interrupted, Row, run_checks
+from utils.checks.rows import Row
+from utils.checks.running import Interrupted, run_checks
 from utils.errors import CourseError
 from utils.files import write_atomically
 from utils.notebook.check_view import Shown, check_view, code_view, note_view, table_view
@@ -23,52 +24,52 @@ from utils.student_work import keep
 PROGRESS = MINE / "progress.json"
 
 
-def check(exercise: Any) -> None:
+def check(answer: Any) -> None:
     """Check your function or class: `check(pca)`. What passes is kept in `mine/` for later chapters."""
     try:
-        found = _exercise(exercise)
+        exercise = _exercise(answer)
     except CourseError as error:
         _show_note("No check was run", str(error))
         return
-    live = _session_names().get(found.name) if isinstance(exercise, str) else exercise
+    live = _session_names().get(exercise.name) if isinstance(answer, str) else answer
     try:
-        rows = run_checks(found.chapter, [_implementation(found, live)], [found.name])
+        rows = run_checks(exercise.chapter, [_implementation(exercise, live)], [exercise.name])
     except Interrupted:
         _show_note(
             "Stopped",
-            f"You interrupted the check of `{found.name}`. Nothing was lost; run the cell again when you like.",
+            f"You interrupted the check of `{exercise.name}`. Nothing was lost; run the cell again when you like.",
         )
         return
-    kept = _keep(found, live) if all(row.passed for row in rows) else ""
-    _record(found, rows)
-    _show(check_view(found, rows, kept))
+    kept = _keep(exercise, live) if all(row.passed for row in rows) else ""
+    _record(exercise, rows)
+    _show(check_view(exercise, rows, kept))
 
 
-def hint(exercise: Any) -> None:
+def hint(answer: Any) -> None:
     """Show the next hint of an exercise: `hint(pca)`. After the last one it starts again."""
     try:
-        found = _exercise(exercise)
+        exercise = _exercise(answer)
     except CourseError as error:
         _show_note("No hint", str(error))
         return
     state = _progress()
-    given = state["hints"].get(found.name, 0) % len(found.hints)
-    state["hints"][found.name] = given + 1
+    given = state["hints"].get(exercise.name, 0) % len(exercise.hints)
+    state["hints"][exercise.name] = given + 1
     _save(state)
-    _show_note(f"Hint {given + 1} of {len(found.hints)} for {found.name}", found.hints[given])
+    _show_note(f"Hint {given + 1} of {len(exercise.hints)} for {exercise.name}", exercise.hints[given])
 
 
-def solution(exercise: Any) -> None:
+def solution(answer: Any) -> None:
     """Show the reference solution, where this copy of the course contains it."""
     try:
-        found = _exercise(exercise)
-        source = solution_file(found.chapter).read_text(encoding="utf-8")
+        exercise = _exercise(answer)
+        source = solution_file(exercise.chapter).read_text(encoding="utf-8")
     except CourseError as error:
         _show_note("No solution", str(error))
         return
-    lines = extract(source, found.name).code.splitlines()
+    lines = extract(source, exercise.name).code.splitlines()
     code = "\n".join(line for line in lines if line.strip() not in ("# BEGIN SOLUTION", "# END SOLUTION"))
-    _show(code_view(f"Reference solution of {found.name}", code))
+    _show(code_view(f"Reference solution of {exercise.name}", code))
 
 
 def progress() -> None:
@@ -107,12 +108,12 @@ def _exercise(given: Any) -> Exercise:
     return find_exercise(name)
 
 
-def _implementation(found: Exercise, live: Any) -> Implementation:
+def _implementation(exercise: Exercise, live: Any) -> Implementation:
     """The implementation in the student's session: the object to check, and what else the session defines.
 
     `mine` stays what has passed: a session may hold the bare stub of an exercise that was solved last week.
     """
-    chosen = {} if live is None else {found.name: live}
+    chosen = {} if live is None else {exercise.name: live}
     return Implementation(LocalBackend(ChainMap(chosen, _session_names()), "Your notebook", tools=chosen), "notebook")
 
 
@@ -134,10 +135,10 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _keep(found: Exercise, live: Any) -> str:
+def _keep(exercise: Exercise, live: Any) -> str:
     """Keep what passed for later chapters; returns a sentence for the student."""
     try:
-        taken = extract(_session_source(live), found.name, constants_only=True)
+        taken = extract(_session_source(live), exercise.name, constants_only=True)
     except (NotDefined, OSError, TypeError):
         return "Its source cannot be read, so it is not kept for later chapters: define it in a cell and check again."
     if taken.needs:
@@ -146,7 +147,7 @@ def _keep(found: Exercise, live: Any) -> str:
             f"It uses {names} from your notebook, so it is not kept for later chapters: "
             "make that an argument or define it inside."
         )
-    path = keep(found.chapter, found.name, taken.code, live)
+    path = keep(exercise.chapter, exercise.name, taken.code, live)
     return f"Kept in {path.parent.name}/{path.name} for later chapters."
 
 
@@ -171,12 +172,12 @@ def _progress() -> dict[str, Any]:
         return empty
 
 
-def _record(found: Exercise, rows: Sequence[Row]) -> None:
+def _record(exercise: Exercise, rows: Sequence[Row]) -> None:
     state = _progress()
     points = sum(row.points for row in rows)
-    state["points"][found.name] = max(points, state["points"].get(found.name, 0))
+    state["points"][exercise.name] = max(points, state["points"].get(exercise.name, 0))
     if all(row.passed for row in rows):
-        state["passed"] = sorted({*state["passed"], found.name})
+        state["passed"] = sorted({*state["passed"], exercise.name})
     _save(state)
 
 

@@ -6,7 +6,6 @@ a figure is readable in a light and in a dark theme. Numbers may be tensors, arr
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import sys
@@ -15,6 +14,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from utils.notebook.html import Markup, element
 
 COLOURS = ("#3b82c4", "#d9730d", "#2e9e5b", "#a06bd6", "#d64550", "#1a9aa0", "#a9782f")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
@@ -338,10 +339,13 @@ def show(figure: go.Figure, alt: str) -> None:
     data = {"application/vnd.plotly.v1+json": figure.to_plotly_json(), "text/plain": f"Figure: {words}"}
     if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # these know only HTML
         drawn = figure.to_html(full_html=False, include_plotlyjs="cdn")
-        data["text/html"] = f'<figure role="img" aria-label="{html.escape(words)}">{drawn}</figure>'
+        data["text/html"] = element("figure", Markup(drawn), role="img", aria_label=words)
     display(data, raw=True)
-    summary = f"<summary>The figure in words</summary><p>{html.escape(words)}</p>"
-    display(HTML(f"<details>{summary}</details>"))
+    display(HTML(_in_words(words)))
+
+
+def _in_words(words: str) -> Markup:
+    return element("details", element("summary", "The figure in words"), element("p", words))
 
 
 def _demand_labels(figure: go.Figure, alt: str) -> None:
@@ -446,13 +450,7 @@ def attention_heads(patterns: Any, tokens: Sequence[str], *, names: Sequence[str
     view = drawn(attention=rounded, tokens=list(tokens), attention_head_names=list(names))
     words = f"{title}. {alt}"
     style = "margin: 0; padding: 8px; background: #fff; color: #000"
-    box = f'<figure role="img" aria-label="{html.escape(words)}" style="{style}">'
-    display(
-        {
-            "text/html": f"{box}<figcaption><b>{html.escape(title)}</b></figcaption>{view.local_src}</figure>",
-            "text/plain": f"Figure: {words}",
-        },
-        raw=True,
-    )
-    summary = f"<summary>The figure in words</summary><p>{html.escape(words)}</p>"
-    display(HTML(f"<details>{summary}</details>"))
+    caption = element("figcaption", element("b", title))
+    figure = element("figure", caption, Markup(view.local_src), role="img", aria_label=words, style=style)
+    display({"text/html": figure, "text/plain": f"Figure: {words}"}, raw=True)
+    display(HTML(_in_words(words)))

@@ -1,1 +1,1 @@
-"""Benchmark cases, a module per kernel; `fast.bench.case` says what a case is."""
+"""Benchmark cases, a module per fast form; `fast.bench.case` says what a case is."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 N_LOGITS = 10
 MOST_MEMORY = 16e9
 BEYOND_THE_BOUND = (
-    "the bound counts a whole pass for each latent; up to the one attention in which positions meet, the kernel "
+    "the bound counts a whole pass for each latent; up to the one attention in which positions meet, the fast form "
     "carries all positions together, so that its share of the bound may be above 1"
 )
 
@@ -82,8 +82,8 @@ def _latents_to_latents(name_from: str, name_to: str, loaded: Loaded, length: in
     if _hook(sae_to).endswith("hook_z"):
         note = "; ".join(filter(None, (note, BEYOND_THE_BOUND)))
     return Problem(
-        kernel=lambda: jacobians.latents_to_latents(loaded.model, tokens, sae_from, sae_to, values, indices)[0],
-        dense=lambda: torch.func.jacrev(plain, chunk_size=chunk)(values),
+        fast=lambda: jacobians.latents_to_latents(loaded.model, tokens, sae_from, sae_to, values, indices)[0],
+        plain=lambda: torch.func.jacrev(plain, chunk_size=chunk)(values),
         flops=2 * _weights_between(loaded, _hook(sae_from), _hook(sae_to)) * _passes(indices, later[1], length),
         note=note,
     )
@@ -101,8 +101,8 @@ def _tokens_to_latents(name: str, loaded: Loaded, length: int) -> Problem:
     chunk, note = _chunk(loaded, length, len(indices), 2 * sae.cfg.d_sae)
     positions = torch.arange(length)
     return Problem(
-        kernel=lambda: jacobians.tokens_to_latents(loaded.model, tokens, sae)[0],
-        dense=lambda: torch.func.jacrev(plain, chunk_size=chunk)(torch.ones(tokens.shape)).permute(1, 2, 0),
+        fast=lambda: jacobians.tokens_to_latents(loaded.model, tokens, sae)[0],
+        plain=lambda: torch.func.jacrev(plain, chunk_size=chunk)(torch.ones(tokens.shape)).permute(1, 2, 0),
         flops=2 * _weights_between(loaded, "blocks.0.hook_resid_pre", _hook(sae)) * float((length - positions).sum()),
         note=note,
     )
@@ -119,9 +119,9 @@ def _latents_to_logits(name: str, loaded: Loaded, length: int) -> Problem:
         return dense_latents(loaded, tokens, sae, values, indices, "logits")[0, -1, token_ids]
 
     return Problem(
-        kernel=lambda: jacobians.latents_to_logits(loaded.model, tokens, sae, values, indices, token_ids, stream)[0],
-        dense=lambda: torch.func.jacrev(plain)(values),
-        note="the kernel starts at the dictionary, from the true stream there; the plain side at the first block, as "
+        fast=lambda: jacobians.latents_to_logits(loaded.model, tokens, sae, values, indices, token_ids, stream)[0],
+        plain=lambda: torch.func.jacrev(plain)(values),
+        note="the fast form starts at the dictionary, from the true stream there; the plain side at the first block, as "
         "the bridge has to",
     )
 

@@ -54,8 +54,8 @@ def top_examples_problem(loaded: Loaded, rows: int) -> Problem:
     latents = busiest(loaded, dictionary, tokens)
     start = first_position(loaded.model)
     return Problem(
-        kernel=lambda: top_examples(loaded.model, dictionary, tokens, latents, K, BUFFER, start)[0],
-        dense=lambda: one_pass_for_each(loaded, dictionary, tokens, latents),
+        fast=lambda: top_examples(loaded.model, dictionary, tokens, latents, K, BUFFER, start)[0],
+        plain=lambda: one_pass_for_each(loaded, dictionary, tokens, latents),
     )
 
 
@@ -86,8 +86,8 @@ def influences_problem(loaded: Loaded, positions: int) -> Problem:
             for transcoder in pair
         ]
     return Problem(
-        kernel=lambda: active_influences(*pair, *acts)[0].detach(),
-        dense=lambda: dense_influences(*pair, *acts),
+        fast=lambda: active_influences(*pair, *acts)[0].detach(),
+        plain=lambda: dense_influences(*pair, *acts),
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import subprocess
-import sys
 from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from types import ModuleType
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 from authoring.costs import Cost, costs_of, record
@@ -24,7 +25,6 @@ from utils.checks.rows import Row
 from utils.checks.running import run_checks
 from utils.checks.variants import Variant, variants_of
 from utils.models.loading import load
-from utils.paths import ROOT
 
 WRONG_AT_LEAST = 4
 
@@ -38,35 +38,47 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exit status 0 only if every exercise is proved."""
     chapters = [chapter.number for chapter in find_chapters(options.chapters)]
-    if len(chapters) > 1 and not options.record:
-        return prove_side_by_side(chapters, options.jobs)
-    load()  # what checks cost is told without it
-    complaints, all_costs = [], []
-    for chapter in chapters:
-        costs, rows = costs_of(chapter)
-        rows += run_checks(chapter, [stubs(chapter), nothing(chapter), *variants(chapter)])
-        complaints += list(complaints_about(chapter, rows))
-        all_costs += costs
-        print(f"Chapter {chapter}\n{table(chapter, costs)}\n", flush=True)
+    jobs = 1 if options.record else min(options.jobs, len(chapters))
+    proofs = []
+    for proof in prove_all(chapters, jobs):
+        print(f"Chapter {proof.chapter}\n{table(proof.chapter, proof.costs)}\n", flush=True)
+        proofs.append(proof)
     if options.record:
-        record(all_costs)
+        record([cost for proof in proofs for cost in proof.costs])
+    complaints = [complaint for proof in proofs for complaint in proof.complaints]
     print("\n".join(complaints) or "Every exercise is proved.")
     return 1 if complaints else 0
 
 
-def prove_side_by_side(chapters: Sequence[str], jobs: int) -> int:
-    """Each chapter in a process of its own: small checks gain nothing from a second thread, and much from a core."""
+@dataclass(frozen=True)
+class Proof:
+    """What came of proving a chapter's exercises; proved if there are no complaints."""
 
-    def prove(chapter: str) -> int:
-        command = [sys.executable, "-m", "course", "dev", chapter]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        print(done.stdout + (done.stderr if done.returncode else ""), flush=True)
-        return done.returncode
+    chapter: str
+    costs: list[Cost]
+    complaints: list[str]
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return max(pool.map(prove, chapters))
+
+def prove_all(chapters: Sequence[str], jobs: int) -> Iterator[Proof]:
+    """Prove the chapters, `jobs` of them at a time, each in a fork of this process, which has the model loaded."""
+    if jobs > 1:
+        # A fork inherits no threads, and code that waits for one of its parent's would wait forever. Small checks gain
+        # nothing from a second thread anyway.
+        torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    load()  # what checks cost is told without it
+    if jobs == 1:
+        yield from map(prove, chapters)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        yield from pool.map(prove, chapters)
+
+
+def prove(chapter: str) -> Proof:
+    """Run the chapter's checks on the reference, stubs, functions that do nothing, and all variants."""
+    costs, rows = costs_of(chapter)
+    rows += run_checks(chapter, [stubs(chapter), nothing(chapter), *variants(chapter)])
+    return Proof(chapter, costs, list(complaints_about(chapter, rows)))
 
 
 def stubs(chapter: str) -> Implementation:

@@ -1,4 +1,4 @@
-"""`course bench`: every fast form against the plain formulation of the same quantity, on the same inputs, in one process.
+"""`course bench`: every fast form against the plain formulation of the same quantity, on the same inputs, in one run.
 
 Fast form and plain formulation take turns, and the figures are medians. Memory is measured in runs of its own: the most
 tensor memory alive at once beyond what was there before, the answer included. Training or browsing in the background

@@ -13,7 +13,7 @@ from utils import load
 
 
 def squares(size, wrong_by=0.0):
-    """A fast form that needs `size` numbers against a plain side that needs ten times as many; bounded by 1 operation."""
+    """A fast form that needs `size` numbers; a plain side that needs ten times as many; bounded by 1 operation."""
 
     def plain():
         return (torch.ones(10 * size) * 2).square()[:size]

@@ -121,8 +121,8 @@ def _latents_to_logits(name: str, loaded: Loaded, length: int) -> Problem:
     return Problem(
         fast=lambda: jacobians.latents_to_logits(loaded.model, tokens, sae, values, indices, token_ids, stream)[0],
         plain=lambda: torch.func.jacrev(plain)(values),
-        note="the fast form starts at the dictionary, from the true stream there; the plain side at the first block, as "
-        "the bridge has to",
+        note="the fast form starts at the dictionary, from the true stream there; the plain side at the first block, "
+        "as the bridge has to",
     )
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "build": ("authoring.build", "build the notebooks from the texts"),
     "fill": ("authoring.fill", "write a chapter's notebook with its exercise cells taken from a Python file"),
     "execute": ("authoring.execute", "run chapters from top to bottom with the reference and judge the outcome"),
+    "pictures": ("authoring.pictures", "make README's pictures from a real failed check and a real figure"),
     "dev": ("authoring.dev", "prove that every check accepts right and rejects wrong solutions"),
     "bench": ("fast.bench.run", "time the fast forms against plain formulations of the same quantities"),
     "restamp": ("authoring.restamp", "set the repository's address and rebuild the notebooks"),

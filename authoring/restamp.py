@@ -54,7 +54,7 @@ def restamp(address: str, root: Path) -> list[Path]:
 
 
 def _documents(root: Path) -> list[Path]:
-    return sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")])
+    return sorted([*root.glob("*.md"), *root.glob("*.cff"), *root.glob("docs/**/*.md")])
 
 
 def _moved(text: str, before: str, after: str) -> str:

@@ -33,10 +33,19 @@ def dictionaries():
 
 @pytest.fixture(autouse=True)
 def as_it_was(request):
-    """Hooks and dictionaries that an answer leaves on the model must not meet the next check."""
+    """Every check finds a cleared model and leaves one, and the session's random numbers go on as if it had not been.
+
+    What a single call changes is put back after that call: `utils.checks.untouched`.
+    """
+    import torch
+
+    from utils.checks.untouched import clear
+
     model = request.getfixturevalue("model") if "model" in request.fixturenames else None
-    yield
+    numbers = torch.get_rng_state()
     if model is not None:
-        model.reset_hooks()
-        if model.acts_to_saes:
-            model.reset_saes()
+        clear(model)
+    yield
+    torch.set_rng_state(numbers)
+    if model is not None:
+        clear(model)

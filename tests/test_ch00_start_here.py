@@ -15,15 +15,20 @@ POSITION_NORMS = Exercise(
     importance=3,
     minutes=10,
     hints=(
-        "Take it one prompt at a time first. `model.run_with_cache(tokens, names_filter=hook_name)` returns "
-        "the logits and a cache; `cache[hook_name]` has shape `[1, seq, d]`, and of its three axes exactly "
-        "one should be gone at the end because you took a norm over it.",
-        "The number in the hook's name is the block: `int(hook_name.split('.')[1])`. Pass `stop_at_layer=` "
-        "one more than that. For several prompts, collect one vector of norms for each; they have different "
-        "lengths, so a plain `torch.stack` will not do.",
-        "`torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True, padding_value=float('nan'))` makes one "
-        "matrix with a hole wherever a prompt has no such position, and `.nanmean(dim=0)` averages around "
-        "the holes.",
+        """
+        Take it one prompt at a time first. `model.run_with_cache(tokens, names_filter=hook_name)` returns the logits
+        and a cache; `cache[hook_name]` has shape `[1, seq, d]`, and of its three axes exactly one should be gone at the
+        end because you took a norm over it.
+        """,
+        """
+        The number in the hook's name is the block: `int(hook_name.split('.')[1])`. Pass `stop_at_layer=` one more than
+        that. For several prompts, collect one vector of norms for each; they have different lengths, so a plain
+        `torch.stack` will not do.
+        """,
+        """
+        `torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True, padding_value=float('nan'))` makes one matrix with a
+        hole wherever a prompt has no such position, and `.nanmean(dim=0)` averages around the holes.
+        """,
     ),
 )
 
@@ -46,9 +51,10 @@ def lengths_of_vectors(model, prompt, block):
 @POSITION_NORMS.check(
     "one norm for each position",
     points=0,
-    hint="The norm is over the last axis, the d_model numbers of one token's vector: `.norm(dim=-1)`. It is "
-    "a length (root of the sum of squares), not an average of squares, and position 0, the special "
-    "first token, is part of it.",
+    hint="""
+        The norm is over the last axis, the d_model numbers of one token's vector: `.norm(dim=-1)`. It is a length (root
+        of the sum of squares), not an average of squares, and position 0, the special first token, is part of it.
+        """,
 )
 def test_one_prompt(impl, model):
     want = lengths_of_vectors(model, SHORT, 3)
@@ -65,9 +71,10 @@ def test_one_prompt(impl, model):
 @POSITION_NORMS.check(
     "prompts of different length",
     points=0,
-    hint="Padding is not text. Where one prompt has ended, its padding tokens must not be averaged in, and "
-    "the longer prompt's last positions must not be cut off: each position is averaged over the prompts "
-    "that have it.",
+    hint="""
+        Padding is not text. Where one prompt has ended, its padding tokens must not be averaged in, and the longer
+        prompt's last positions must not be cut off: each position is averaged over the prompts that have it.
+        """,
 )
 def test_different_lengths(impl, model):
     long, short = lengths_of_vectors(model, LONG, 3), lengths_of_vectors(model, SHORT, 3)
@@ -95,10 +102,11 @@ def test_different_lengths(impl, model):
 @POSITION_NORMS.check(
     "the model runs no further than it must",
     points=0,
-    hint="Nothing after the hook can change the answer, so the rest of the model is work for nothing: pass "
-    "`stop_at_layer=block + 1`, where `block` is the number in the hook's name. At block 3 of 30 that "
-    "saves nearly nine tenths of the work. If you add hooks yourself, remove them (`run_with_hooks` and "
-    "`run_with_cache` do).",
+    hint="""
+        Nothing after the hook can change the answer, so the rest of the model is work for nothing: pass
+        `stop_at_layer=block + 1`, where `block` is the number in the hook's name. At block 3 of 30 that saves nearly
+        nine tenths of the work. If you add hooks yourself, remove them (`run_with_hooks` and `run_with_cache` do).
+        """,
 )
 def test_stops(impl, model):
     with impl.watch(model) as seen:
@@ -127,8 +135,10 @@ def test_stops(impl, model):
 @POSITION_NORMS.check(
     "any hook, any layer",
     points=0,
-    hint="Read the block number from the name, do not assume it; and note that `hook_mlp_out` comes late in "
-    "its block, so the model must run through the block that is named: stop at `block + 1`.",
+    hint="""
+        Read the block number from the name, do not assume it; and note that `hook_mlp_out` comes late in its block, so
+        the model must run through the block that is named: stop at `block + 1`.
+        """,
 )
 def test_other_hooks(impl, model):
     for block in (1, 6):

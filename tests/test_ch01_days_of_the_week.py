@@ -20,15 +20,21 @@ LAST_TOKEN_RESID = Exercise(
     importance=4,
     minutes=15,
     hints=(
-        "You need three things from the bridge: `model.to_tokens(prompt)`, which puts the first special token in "
-        "front; `model.run_with_hooks(tokens, fwd_hooks=[(hook_name, function)])`, which calls `function(activation, "
-        "hook)` when the model gets there; and its argument `stop_at_layer`.",
-        "`stop_at_layer=n` runs blocks 0 to n - 1 and stops on the doorstep of block n, before its hooks. The number "
-        "of the hook's block is in its name: `hook_name.split('.')[1]`. To see a hook of block 9, the model has to "
-        "enter block 9.",
-        "Make an empty list `kept`, and a hook function that does `kept.append(resid[0, -1].clone())` and returns "
-        "nothing (a hook that returns something replaces the activation). Run with `stop_at_layer=layer + 1`, under "
-        "`torch.no_grad()`, and return `kept[0]`.",
+        """
+        You need three things from the bridge: `model.to_tokens(prompt)`, which puts the first special token in front;
+        `model.run_with_hooks(tokens, fwd_hooks=[(hook_name, function)])`, which calls `function(activation, hook)` when
+        the model gets there; and its argument `stop_at_layer`.
+        """,
+        """
+        `stop_at_layer=n` runs blocks 0 to n - 1 and stops on the doorstep of block n, before its hooks. The number of
+        the hook's block is in its name: `hook_name.split('.')[1]`. To see a hook of block 9, the model has to enter
+        block 9.
+        """,
+        """
+        Make an empty list `kept`, and a hook function that does `kept.append(resid[0, -1].clone())` and returns nothing
+        (a hook that returns something replaces the activation). Run with `stop_at_layer=layer + 1`, under
+        `torch.no_grad()`, and return `kept[0]`.
+        """,
     ),
 )
 
@@ -40,14 +46,20 @@ CLASS_MEANS = Exercise(
     importance=5,
     minutes=25,
     hints=(
-        "Fill every class into every template, tokenise the whole list at once, run once with one hook, and average. "
-        "The work is in one question: in which column does each prompt end?",
-        'With `padding_side="right"` a causal model computes the real tokens exactly as if the padding were not '
-        "there: nobody looks to the right. What remains is to read each row at its own last token, which "
-        "`model.to_tokens(prompt).shape[1] - 1` gives, and not at column -1, which is padding.",
-        "In the hook: `resid[torch.arange(n_prompts), last]`, shape `[n_prompts, d_model]`. If the prompts were made "
-        "with the class in the outer loop and the template in the inner one, "
-        "`.unflatten(0, (n_class, n_templates)).mean(dim=1)` gives a row per class.",
+        """
+        Fill every class into every template, tokenise the whole list at once, run once with one hook, and average. The
+        work is in one question: in which column does each prompt end?
+        """,
+        """
+        With `padding_side="right"` a causal model computes the real tokens exactly as if the padding were not there:
+        nobody looks to the right. What remains is to read each row at its own last token, which
+        `model.to_tokens(prompt).shape[1] - 1` gives, and not at column -1, which is padding.
+        """,
+        """
+        In the hook: `resid[torch.arange(n_prompts), last]`, shape `[n_prompts, d_model]`. If the prompts were made with
+        the class in the outer loop and the template in the inner one, `.unflatten(0, (n_class,
+        n_templates)).mean(dim=1)` gives a row per class.
+        """,
     ),
 )
 
@@ -59,15 +71,20 @@ PCA = Exercise(
     importance=5,
     minutes=20,
     hints=(
-        "Subtract the mean *row* first. Of the singular value decomposition `U, S, Vh = "
-        "torch.linalg.svd(centred, full_matrices=False)`, the rows of `Vh` are the components, and `S ** 2` is "
-        "proportional to the variance along each.",
-        "A component and its negative are equally good, and which one comes out depends on the library. Look at the "
-        "entry of largest magnitude of each row of `Vh`: if it is negative, flip the row (and with it the "
-        "coordinates).",
-        "`largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))`, then "
-        "`components * largest.sign()`. Coordinates: `centred @ components.T`, after the flip. Ratio: "
-        "`(S ** 2)[:k] / (S ** 2).sum()`, the sum over *all* singular values.",
+        """
+        Subtract the mean *row* first. Of the singular value decomposition `U, S, Vh = torch.linalg.svd(centred,
+        full_matrices=False)`, the rows of `Vh` are the components, and `S ** 2` is proportional to the variance along
+        each.
+        """,
+        """
+        A component and its negative are equally good, and which one comes out depends on the library. Look at the entry
+        of largest magnitude of each row of `Vh`: if it is negative, flip the row (and with it the coordinates).
+        """,
+        """
+        `largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))`, then `components *
+        largest.sign()`. Coordinates: `centred @ components.T`, after the flip. Ratio: `(S ** 2)[:k] / (S ** 2).sum()`,
+        the sum over *all* singular values.
+        """,
     ),
 )
 
@@ -79,13 +96,19 @@ CALENDAR_ORDER_SCORE = Exercise(
     importance=3,
     minutes=20,
     hints=(
-        "Move the centroid to the origin, take the angle of every point (`torch.atan2(y, x)`), and sort. That gives a "
-        "circular order of the classes. How many of the pairs Monday-Tuesday, ..., Sunday-Monday stand side by side in "
-        "it?",
-        "If `place[i]` is the position of point i in the sorted order, then points i and j are neighbours exactly when "
-        "`(place[j] - place[i]) % n` is 1 or n - 1. The `%` closes the circle.",
-        "`order = angles.argsort().tolist()`, `place = {point: position for position, point in enumerate(order)}`, "
-        "then count the i for which i and `(i + 1) % n` are neighbours, and divide by n.",
+        """
+        Move the centroid to the origin, take the angle of every point (`torch.atan2(y, x)`), and sort. That gives a
+        circular order of the classes. How many of the pairs Monday-Tuesday, ..., Sunday-Monday stand side by side in
+        it?
+        """,
+        """
+        If `place[i]` is the position of point i in the sorted order, then points i and j are neighbours exactly when
+        `(place[j] - place[i]) % n` is 1 or n - 1. The `%` closes the circle.
+        """,
+        """
+        `order = angles.argsort().tolist()`, `place = {point: position for position, point in enumerate(order)}`, then
+        count the i for which i and `(i + 1) % n` are neighbours, and divide by n.
+        """,
     ),
 )
 
@@ -97,10 +120,14 @@ CALENDAR_ORDER_P_VALUE = Exercise(
     importance=4,
     minutes=10,
     hints=(
-        "n guests can sit in a row in n! ways. How many of these are the same when the table is round? And when, "
-        "besides, you may look at the table from below?",
-        "Rotations divide by n, reflections by 2: there are n! / (2 n) = (n - 1)! / 2 circular orders, of which one is "
-        "the calendar's.",
+        """
+        n guests can sit in a row in n! ways. How many of these are the same when the table is round? And when, besides,
+        you may look at the table from below?
+        """,
+        """
+        Rotations divide by n, reflections by 2: there are n! / (2 n) = (n - 1)! / 2 circular orders, of which one is
+        the calendar's.
+        """,
         "`2 / math.factorial(n - 1)` if your score is 1, else `1.0`.",
     ),
 )
@@ -113,13 +140,19 @@ FEATURES_ACTIVE_ON = Exercise(
     importance=5,
     minutes=15,
     hints=(
-        "Where the dictionary reads stands in `sae.cfg.metadata.hook_name`. Read the stream at the *last* token of "
-        "each prompt, encode these vectors (`sae.encode`, `[n_prompts, d_model] -> [n_prompts, d_sae]`), compare with "
-        "the threshold.",
-        "You already have a batched reader for prompts of different length: what is the class mean of a class with "
-        'one template, if the template is just `"{}"`?',
-        '`last = mine.class_means(model, prompts, ["{}"], sae.cfg.metadata.hook_name)`, then '
-        "`(sae.encode(last) > threshold).any(dim=0).nonzero().squeeze(1)`.",
+        """
+        Where the dictionary reads stands in `sae.cfg.metadata.hook_name`. Read the stream at the *last* token of each
+        prompt, encode these vectors (`sae.encode`, `[n_prompts, d_model] -> [n_prompts, d_sae]`), compare with the
+        threshold.
+        """,
+        """
+        You already have a batched reader for prompts of different length: what is the class mean of a class with one
+        template, if the template is just `"{}"`?
+        """,
+        """
+        `last = mine.class_means(model, prompts, ["{}"], sae.cfg.metadata.hook_name)`, then `(sae.encode(last) >
+        threshold).any(dim=0).nonzero().squeeze(1)`.
+        """,
     ),
 )
 
@@ -132,8 +165,10 @@ DECODER_PCA = Exercise(
     minutes=10,
     hints=(
         "The rows are `sae.W_dec[latents]`; `mine.pca` does the rest.",
-        "Whatever makes a copy (`.float()`, `.clone()`, `.cpu()`, a subtraction) must come *after* the rows are "
-        "picked, or the whole decoder is copied.",
+        """
+        Whatever makes a copy (`.float()`, `.clone()`, `.cpu()`, a subtraction) must come *after* the rows are picked,
+        or the whole decoder is copied.
+        """,
         "`coords, _, ratio = mine.pca(sae.W_dec[latents].float(), k)`",
     ),
 )
@@ -146,15 +181,21 @@ CIRCLE_CLUSTER = Exercise(
     importance=3,
     minutes=35,
     hints=(
-        "Three steps. Cluster the rows `sae.W_dec[latents]` by direction. For every cluster, reconstruct the classes "
-        "from its latents alone: `class_acts[:, cluster] @ sae.W_dec[cluster]`. Score each with your own `mine.pca` "
-        "and `mine.calendar_order_score`.",
-        "`scipy.cluster.hierarchy` clusters: `linkage(distances, 'average')` takes the *condensed* distances (the "
-        "upper triangle, row by row: `torch.triu_indices(n, n, offset=1)`), and `fcluster(tree, n_clusters, "
-        "'maxclust')` gives a label for each row. The distance of two directions is 1 - cosine.",
-        "Keep `(score, means.var(dim=0).sum().item(), cluster)` for every cluster whose second component has at "
-        "least 1 % of the variance, and return the cluster of the largest pair (score, variance). With no candidate "
-        "left, raise a ValueError.",
+        """
+        Three steps. Cluster the rows `sae.W_dec[latents]` by direction. For every cluster, reconstruct the classes from
+        its latents alone: `class_acts[:, cluster] @ sae.W_dec[cluster]`. Score each with your own `mine.pca` and
+        `mine.calendar_order_score`.
+        """,
+        """
+        `scipy.cluster.hierarchy` clusters: `linkage(distances, 'average')` takes the *condensed* distances (the upper
+        triangle, row by row: `torch.triu_indices(n, n, offset=1)`), and `fcluster(tree, n_clusters, 'maxclust')` gives
+        a label for each row. The distance of two directions is 1 - cosine.
+        """,
+        """
+        Keep `(score, means.var(dim=0).sum().item(), cluster)` for every cluster whose second component has at least 1 %
+        of the variance, and return the cluster of the largest pair (score, variance). With no candidate left, raise a
+        ValueError.
+        """,
     ),
 )
 
@@ -166,14 +207,20 @@ SEPARABILITY_INDEX = Exercise(
     importance=2,
     minutes=25,
     hints=(
-        "Two independent features, plotted against each other, have no mutual information in *some* rotation of the "
-        "plane. A circle has it in every rotation. So: for each angle rotate the points, estimate the mutual "
-        "information of the two coordinates from a histogram, and keep the smallest.",
-        "With joint shares p(i, j) of the histogram's cells and their row and column sums p(i), p(j), mutual "
-        "information is the sum over full cells of p(i, j) log2(p(i, j) / (p(i) p(j))).",
-        "`bins = ((points - low) / (high - low) * n_bins).long().clamp(max=n_bins - 1)` with each coordinate's own "
-        "low and high; `torch.bincount(bins[:, 0] * n_bins + bins[:, 1], minlength=n_bins**2)` counts the cells. "
-        "Angles: `math.pi / 2 * step / n_angles`; a quarter turn only swaps the coordinates.",
+        """
+        Two independent features, plotted against each other, have no mutual information in *some* rotation of the
+        plane. A circle has it in every rotation. So: for each angle rotate the points, estimate the mutual information
+        of the two coordinates from a histogram, and keep the smallest.
+        """,
+        """
+        With joint shares p(i, j) of the histogram's cells and their row and column sums p(i), p(j), mutual information
+        is the sum over full cells of p(i, j) log2(p(i, j) / (p(i) p(j))).
+        """,
+        """
+        `bins = ((points - low) / (high - low) * n_bins).long().clamp(max=n_bins - 1)` with each coordinate's own low
+        and high; `torch.bincount(bins[:, 0] * n_bins + bins[:, 1], minlength=n_bins**2)` counts the cells. Angles:
+        `math.pi / 2 * step / n_angles`; a quarter turn only swaps the coordinates.
+        """,
     ),
 )
 
@@ -185,13 +232,19 @@ MIXTURE_INDEX = Exercise(
     importance=2,
     minutes=20,
     hints=(
-        "Project the points on a direction v: a line in the plane is then a single number, and the points near the "
-        "line are those whose projection is near that number.",
-        "The yardstick moves with the line: it is epsilon times the root mean square of the distances of *all* points "
-        "from that line, not of the centred projection.",
-        "For one direction: `along = points @ v`, `distances = along[None, :] - along[:, None]` (row i: the line "
-        "through point i), `close = distances.abs() < epsilon * distances.square().mean(dim=1, keepdim=True).sqrt()`, "
-        "and the best row of `close.float().mean(dim=1)`. Take the best of all directions.",
+        """
+        Project the points on a direction v: a line in the plane is then a single number, and the points near the line
+        are those whose projection is near that number.
+        """,
+        """
+        The yardstick moves with the line: it is epsilon times the root mean square of the distances of *all* points
+        from that line, not of the centred projection.
+        """,
+        """
+        For one direction: `along = points @ v`, `distances = along[None, :] - along[:, None]` (row i: the line through
+        point i), `close = distances.abs() < epsilon * distances.square().mean(dim=1, keepdim=True).sqrt()`, and the
+        best row of `close.float().mean(dim=1)`. Take the best of all directions.
+        """,
     ),
 )
 
@@ -203,14 +256,18 @@ ROTATE_IN_PLANE = Exercise(
     importance=3,
     minutes=15,
     hints=(
-        "Split each row, seen from `centre`, into a part inside the plane and a part outside. Only the first one "
-        "turns.",
-        "`flat = (x - centre) @ plane.T` are the two coordinates in the plane. Turn these two numbers with a 2 x 2 "
-        "matrix. What has to be added to `x` is the *difference* between turned and unturned, carried back with `@ "
-        "plane`.",
-        "A row (a, b) becomes (a cos t - b sin t, a sin t + b cos t). With "
-        "`turn = torch.tensor([[cos, sin], [-sin, cos]])` that is `flat @ turn`, and the answer is "
-        "`x + (flat @ turn - flat) @ plane`.",
+        """
+        Split each row, seen from `centre`, into a part inside the plane and a part outside. Only the first one turns.
+        """,
+        """
+        `flat = (x - centre) @ plane.T` are the two coordinates in the plane. Turn these two numbers with a 2 x 2
+        matrix. What has to be added to `x` is the *difference* between turned and unturned, carried back with `@
+        plane`.
+        """,
+        """
+        A row (a, b) becomes (a cos t - b sin t, a sin t + b cos t). With `turn = torch.tensor([[cos, sin], [-sin,
+        cos]])` that is `flat @ turn`, and the answer is `x + (flat @ turn - flat) @ plane`.
+        """,
     ),
 )
 
@@ -222,8 +279,10 @@ PATCH_SUBSPACE = Exercise(
     importance=4,
     minutes=10,
     hints=(
-        "For orthonormal rows, `x @ components.T` are the coordinates of x in the subspace, and multiplying these by "
-        "`components` again gives the part of x that lies in it.",
+        """
+        For orthonormal rows, `x @ components.T` are the coordinates of x in the subspace, and multiplying these by
+        `components` again gives the part of x that lies in it.
+        """,
         "Take the part out of `x`, put the same part of `target` in. Projection is linear, so the two steps are one.",
         "`x + (target - x) @ components.T @ components`",
     ),
@@ -237,10 +296,14 @@ NEXT_TOKENS_AFTER_PATCH = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "A hook function that returns a tensor replaces the activation with it. It gets all prompts at once: shape "
-        "`[n, seq, d_model]`.",
-        "Clone the activation, write `replacement` into `[:, position]`, return the clone. `run_with_hooks` without "
-        "`stop_at_layer` gives logits of shape `[n, seq, d_vocab]`.",
+        """
+        A hook function that returns a tensor replaces the activation with it. It gets all prompts at once: shape `[n,
+        seq, d_model]`.
+        """,
+        """
+        Clone the activation, write `replacement` into `[:, position]`, return the clone. `run_with_hooks` without
+        `stop_at_layer` gives logits of shape `[n, seq, d_vocab]`.
+        """,
         "`logits[:, -1].argmax(dim=-1)`: the last token predicts what comes next, wherever you patched.",
     ),
 )
@@ -330,18 +393,18 @@ def near(got, want, *, name, why, mistakes=(), dims=()):
 
 # 1.1
 
-NO_SPECIAL = (
-    "This is the activation of the prompt *without* the first special token. `model.to_tokens(prompt)` puts it in "
-    "front; a tokenizer called directly, or `prepend_bos=False`, does not."
-)
-FIRST_TOKEN = (
-    "This is the activation at the *first* token, the attention sink of chapter 00. The last token is at position -1 "
-    "of the sequence axis: `resid[0, -1]`."
-)
-NEXT_POINT = (
-    "This is the stream after the block, not before it. `hook_resid_pre` of block L is what *enters* it; use the hook "
-    "name as it is given."
-)
+NO_SPECIAL = """
+    This is the activation of the prompt *without* the first special token. `model.to_tokens(prompt)` puts it in front;
+    a tokenizer called directly, or `prepend_bos=False`, does not.
+    """
+FIRST_TOKEN = """
+    This is the activation at the *first* token, the attention sink of chapter 00. The last token is at position -1 of
+    the sequence axis: `resid[0, -1]`.
+    """
+NEXT_POINT = """
+    This is the stream after the block, not before it. `hook_resid_pre` of block L is what *enters* it; use the hook
+    name as it is given.
+    """
 AVERAGED = "This is the mean over all tokens. Only the last one is asked for: `resid[0, -1]`."
 
 
@@ -381,9 +444,11 @@ def test_last_token(impl, model):
 @LAST_TOKEN_RESID.check(
     "any point of the stream, the first and the last included",
     points=1,
-    hint="`hook_resid_pre`, `hook_resid_mid` and `hook_resid_post` of every block must work, block 0 and block 29 "
-    "included. Pass the hook name on as it is, and let only `stop_at_layer` depend on the layer's number: a hook "
-    "of block L needs `stop_at_layer=L + 1`.",
+    hint="""
+        `hook_resid_pre`, `hook_resid_mid` and `hook_resid_post` of every block must work, block 0 and block 29
+        included. Pass the hook name on as it is, and let only `stop_at_layer` depend on the layer's number: a hook of
+        block L needs `stop_at_layer=L + 1`.
+        """,
 )
 def test_any_point(impl, model):
     prompt = "See you on Monday"
@@ -402,8 +467,10 @@ def test_any_point(impl, model):
 @LAST_TOKEN_RESID.check(
     "the model stops where the answer is known",
     points=1,
-    hint="Pass `stop_at_layer`: blocks behind the hook, and the unembedding, can not change what the hook has seen. "
-    "The hook of block 3 needs `stop_at_layer=4`.",
+    hint="""
+        Pass `stop_at_layer`: blocks behind the hook, and the unembedding, can not change what the hook has seen. The
+        hook of block 3 needs `stop_at_layer=4`.
+        """,
 )
 def test_stops(impl, model):
     with impl.watch(model) as seen:
@@ -423,8 +490,10 @@ def test_stops(impl, model):
 @LAST_TOKEN_RESID.check(
     "one activation kept, no hook left behind",
     points=1,
-    hint="A hook added with `model.add_hook` stays on the model and fires in every later run; `run_with_hooks` takes "
-    "its hooks off again.",
+    hint="""
+        A hook added with `model.add_hook` stays on the model and fires in every later run; `run_with_hooks` takes its
+        hooks off again.
+        """,
 )
 def test_leaves_nothing(impl, model):
     with impl.watch(model) as seen:
@@ -442,8 +511,10 @@ def test_leaves_nothing(impl, model):
         expected="less than 3 MB of tensors alive at once",
         returned=f"{megabytes:.1f} MB",
         why="the activation itself takes 0.01 MB; the reference needs 0.4 MB",
-        hint="You keep far more than one activation: `run_with_cache` without `names_filter` keeps every one "
-        "of them. Use a hook, or `names_filter=hook_name`.",
+        hint="""
+            You keep far more than one activation: `run_with_cache` without `names_filter` keeps every one of them. Use
+            a hook, or `names_filter=hook_name`.
+            """,
     )
 
 
@@ -452,19 +523,19 @@ def test_leaves_nothing(impl, model):
 DAY_FRAMES = ["Today is {}", "See you on {}", "It happened on a {}", "It rains every {}"]
 LONG_WORDS = ["the day after Christmas", "noon"]
 LONG_FRAMES = ["{}", "We have not slept since {}", "See you on {} then, as we agreed"]
-PADDED_COLUMN = (
-    "The rows were read at the last *column*, which is padding for every prompt but the longest. Read each row at its "
-    "own last token: `model.to_tokens(prompt).shape[1] - 1` says where that is."
-)
-PADDING_SEEN = (
-    "The prompts were padded on the left, and the model looked at the padding. Pad on the right "
-    '(`to_tokens(prompts, padding_side="right")`) and read each row at its own last token, give an `attention_mask`, '
-    "or group prompts of equal length."
-)
-MIXED_UP = (
-    "The rows are means over the wrong prompts: class and template are mixed up. If the class is the outer loop when "
-    "the prompts are made, the axes are `(n_class, n_templates)` in this order, and the mean is over the second."
-)
+PADDED_COLUMN = """
+    The rows were read at the last *column*, which is padding for every prompt but the longest. Read each row at its own
+    last token: `model.to_tokens(prompt).shape[1] - 1` says where that is.
+    """
+PADDING_SEEN = """
+    The prompts were padded on the left, and the model looked at the padding. Pad on the right (`to_tokens(prompts,
+    padding_side="right")`) and read each row at its own last token, give an `attention_mask`, or group prompts of equal
+    length.
+    """
+MIXED_UP = """
+    The rows are means over the wrong prompts: class and template are mixed up. If the class is the outer loop when the
+    prompts are made, the axes are `(n_class, n_templates)` in this order, and the mean is over the second.
+    """
 
 
 def padded_left(model, classes, templates, hook_name):
@@ -523,8 +594,10 @@ def test_means(impl, model):
 @CLASS_MEANS.check(
     "padding leaves no trace",
     points=3,
-    hint="Prompts of different length share a batch here. Compare your means with `last_token_resid`, prompt by "
-    "prompt: which of them differ? Padding must be neither read nor looked at.",
+    hint="""
+        Prompts of different length share a batch here. Compare your means with `last_token_resid`, prompt by prompt:
+        which of them differ? Padding must be neither read nor looked at.
+        """,
 )
 def test_padding(impl, model):
     hook_name = "blocks.3.hook_resid_pre"
@@ -563,8 +636,10 @@ def test_means_any_point(impl, model):
 @CLASS_MEANS.check(
     "batched, stopped, cleaned up",
     points=1,
-    hint="One pass for each prompt is what this function is there to avoid: give the model a batch of prompts. Stop it "
-    "with `stop_at_layer`, and leave no hook on it.",
+    hint="""
+        One pass for each prompt is what this function is there to avoid: give the model a batch of prompts. Stop it
+        with `stop_at_layer`, and leave no hook on it.
+        """,
 )
 def test_means_cost(impl, model):
     with impl.watch(model) as seen:
@@ -698,10 +773,10 @@ def test_pca_components(impl):
     )
 
 
-SIGNS = (
-    "Signs must not be left to chance: in each component the entry of largest *magnitude* is positive. Find it with "
-    "`components.abs().argmax(dim=1)`, and flip the rows where it is negative, together with their coordinates."
-)
+SIGNS = """
+    Signs must not be left to chance: in each component the entry of largest *magnitude* is positive. Find it with
+    `components.abs().argmax(dim=1)`, and flip the rows where it is negative, together with their coordinates.
+    """
 
 
 @PCA.check("signs that do not depend on the library", points=1, hint=SIGNS)
@@ -741,8 +816,10 @@ def test_pca_signs(impl):
 @PCA.check(
     "shares of the total variance",
     points=2,
-    hint="The share is `S ** 2` of each component over the sum of *all* `S ** 2`, also of those that are not kept. "
-    "Squares: `S` itself is a standard deviation.",
+    hint="""
+        The share is `S ** 2` of each component over the sum of *all* `S ** 2`, also of those that are not kept.
+        Squares: `S` itself is a standard deviation.
+        """,
 )
 def test_pca_ratio(impl):
     axes = torch.diag(torch.tensor([6.0, 3.0, 2.0, 1.0]))
@@ -769,8 +846,10 @@ def test_pca_ratio(impl):
 @PCA.check(
     "wide and tall data",
     points=1,
-    hint="Few rows in many dimensions (seven means of 576 numbers) and many rows in few must both work: "
-    "`torch.linalg.svd(centred, full_matrices=False)` handles either.",
+    hint="""
+        Few rows in many dimensions (seven means of 576 numbers) and many rows in few must both work:
+        `torch.linalg.svd(centred, full_matrices=False)` handles either.
+        """,
 )
 def test_pca_shapes(impl):
     for n, d, k in ((7, 576, 6), (200, 3, 2), (5, 5, 1)):
@@ -822,14 +901,14 @@ def as_complex(coords):
     return [complex(*row) for row in coords.tolist()]
 
 
-CLOSE_THE_RING = (
-    "The week has seven pairs of neighbours, not six: Sunday and Monday are one of them, and the first and the last in "
-    "sorted order stand side by side as well. Work modulo n: `(i + 1) % n`."
-)
-BOTH_WAYS = (
-    "Whether the calendar runs clockwise or counter-clockwise must not matter: neighbours are neighbours both ways. "
-    "The difference of the places, modulo n, may be 1 or n - 1."
-)
+CLOSE_THE_RING = """
+    The week has seven pairs of neighbours, not six: Sunday and Monday are one of them, and the first and the last in
+    sorted order stand side by side as well. Work modulo n: `(i + 1) % n`.
+    """
+BOTH_WAYS = """
+    Whether the calendar runs clockwise or counter-clockwise must not matter: neighbours are neighbours both ways. The
+    difference of the places, modulo n, may be 1 or n - 1.
+    """
 FROM_CENTROID = (
     "Angles are seen from the centroid of the points, not from the origin: subtract `coords.mean(dim=0)` first."
 )
@@ -838,8 +917,10 @@ FROM_CENTROID = (
 @CALENDAR_ORDER_SCORE.check(
     "the calendar order gives 1, turned and mirrored",
     points=2,
-    hint="In a regular heptagon in calendar order every day stands beside the next one, wherever Monday is, and "
-    "whichever way round the week runs.",
+    hint="""
+        In a regular heptagon in calendar order every day stands beside the next one, wherever Monday is, and whichever
+        way round the week runs.
+        """,
 )
 def test_score_one(impl):
     for start, direction in ((0.3, 1), (2.9, 1), (-1.4, 1), (0.3, -1), (3.1, -1)):
@@ -865,8 +946,10 @@ def test_score_centroid(impl):
 @CALENDAR_ORDER_SCORE.check(
     "partly in order: a share of n neighbours",
     points=2,
-    hint="Count how many of the n calendar neighbours (the last and the first included) are neighbours in the circular "
-    "order, and divide by n.",
+    hint="""
+        Count how many of the n calendar neighbours (the last and the first included) are neighbours in the circular
+        order, and divide by n.
+        """,
 )
 def test_score_partial(impl):
     orders = {
@@ -895,8 +978,10 @@ def test_score_partial(impl):
 @CALENDAR_ORDER_SCORE.check(
     "other numbers of classes, irregular clouds",
     points=1,
-    hint="n is the number of rows (twelve for months), and clouds are not regular: only the order of the angles "
-    "counts, not distances and not equal steps.",
+    hint="""
+        n is the number of rows (twelve for months), and clouds are not regular: only the order of the angles counts,
+        not distances and not equal steps.
+        """,
 )
 def test_score_clouds(impl):
     generator = torch.Generator().manual_seed(4)
@@ -913,10 +998,10 @@ def test_score_clouds(impl):
     expect.close(impl.calendar_order_score(coords), 1.0, name="the score", why="twelve points in calendar order")
 
 
-ORDERS = (
-    "Chance may put the n points into any circular order. Rotated and mirrored orders are the same order, so of the n! "
-    "ways to write one down, 2n mean the same: there are (n - 1)! / 2, and one of them is the calendar's."
-)
+ORDERS = """
+    Chance may put the n points into any circular order. Rotated and mirrored orders are the same order, so of the n!
+    ways to write one down, 2n mean the same: there are (n - 1)! / 2, and one of them is the calendar's.
+    """
 
 
 @CALENDAR_ORDER_P_VALUE.check("one in the number of circular orders", points=2, hint=ORDERS)
@@ -946,8 +1031,10 @@ def test_p_value(impl):
 @CALENDAR_ORDER_P_VALUE.check(
     "no claim without the full order",
     points=1,
-    hint="If the score is below 1, the p-value is 1: this test makes a claim about the whole calendar or none at all. "
-    "And it looks at the points: call your `calendar_order_score`.",
+    hint="""
+        If the score is below 1, the p-value is 1: this test makes a claim about the whole calendar or none at all. And
+        it looks at the points: call your `calendar_order_score`.
+        """,
 )
 def test_p_value_else(impl):
     for order in ((1, 0, 2, 3, 4, 5, 6), (0, 2, 4, 6, 1, 3, 5)):
@@ -975,10 +1062,10 @@ def test_p_value_three(impl):
 
 # 1.5
 
-LAST_ONLY = (
-    "These latents are not active on a last token. Count the last token of each prompt only: every prompt begins with "
-    "the same first token, the attention sink, and a maximum that includes it is the same number for every prompt."
-)
+LAST_ONLY = """
+    These latents are not active on a last token. Count the last token of each prompt only: every prompt begins with the
+    same first token, the attention sink, and a maximum that includes it is the same number for every prompt.
+    """
 PROMPTS = ("Today is Monday", "The meeting is on Sunday", "I like")
 
 
@@ -1022,8 +1109,11 @@ def demand_latents(got, want, *, mistakes=()):
 @FEATURES_ACTIVE_ON.check(
     "the latents of the last tokens",
     points=2,
-    hint="`(sae.encode(last) > threshold).any(dim=0)`, where `last` is the stream at each prompt's last token, as a "
-    "run of its own would give it. " + LAST_ONLY,
+    hint="""
+        `(sae.encode(last) > threshold).any(dim=0)`, where `last` is the stream at each prompt's last token, as a run of
+        its own would give it.
+        """
+    + LAST_ONLY,
 )
 def test_features_active(impl, model, dictionaries):
     sae = dictionaries["resid_pre.6"]
@@ -1052,8 +1142,10 @@ def test_features_active(impl, model, dictionaries):
 @FEATURES_ACTIVE_ON.check(
     "a threshold",
     points=1,
-    hint="Compare every activation with `threshold` itself, before you ask which prompt it came from: the question is "
-    "whether the *largest* activation over prompts is above it, not the mean.",
+    hint="""
+        Compare every activation with `threshold` itself, before you ask which prompt it came from: the question is
+        whether the *largest* activation over prompts is above it, not the mean.
+        """,
 )
 def test_features_threshold(impl, model, dictionaries):
     sae = dictionaries["resid_pre.6"]
@@ -1069,8 +1161,10 @@ def test_features_threshold(impl, model, dictionaries):
 @FEATURES_ACTIVE_ON.check(
     "no more of the model than needed",
     points=1,
-    hint="Read all prompts in one pass, and stop the model at the dictionary's layer (`stop_at_layer`). `class_means` "
-    'with the single template `"{}"` does both.',
+    hint="""
+        Read all prompts in one pass, and stop the model at the dictionary's layer (`stop_at_layer`). `class_means` with
+        the single template `"{}"` does both.
+        """,
 )
 def test_features_cost(impl, model, dictionaries):
     sae = dictionaries["resid_pre.6"]
@@ -1125,16 +1219,20 @@ def test_decoder_pca(impl, dictionaries):
         atol=1e-4,
         name="coords @ coords.T",
         why="the first three components of the rows, in the order of `latents`, fix all inner products",
-        hint="Row i of `coords` belongs to `latents[i]`: keep the order, and project the *decoder* rows "
-        "`W_dec[latents]` with their own lengths.",
+        hint="""
+            Row i of `coords` belongs to `latents[i]`: keep the order, and project the *decoder* rows `W_dec[latents]`
+            with their own lengths.
+            """,
     )
 
 
 @DECODER_PCA.check(
     "no copy of the decoder",
     points=2,
-    hint="Pick the rows first: `sae.W_dec[latents]`, and only then `.float()`, `.clone()` or anything else that makes "
-    "a copy. `sae.W_dec.float()[latents]` copies the whole decoder before it throws nearly all of it away.",
+    hint="""
+        Pick the rows first: `sae.W_dec[latents]`, and only then `.float()`, `.clone()` or anything else that makes a
+        copy. `sae.W_dec.float()[latents]` copies the whole decoder before it throws nearly all of it away.
+        """,
 )
 def test_decoder_pca_memory(impl, dictionaries):
     sae = dictionaries["resid_pre.3"]
@@ -1189,8 +1287,10 @@ GROUPS = torch.tensor([*range(7), *range(10, 16), *range(20, 28)])
 @CIRCLE_CLUSTER.check(
     "the planted circle",
     points=3,
-    hint="Cluster by the *cosine* of decoder rows (1 - cosine as the distance, average linkage), reconstruct with one "
-    "cluster at a time, score that reconstruction.",
+    hint="""
+        Cluster by the *cosine* of decoder rows (1 - cosine as the distance, average linkage), reconstruct with one
+        cluster at a time, score that reconstruction.
+        """,
 )
 def test_circle_cluster(impl):
     sae, acts = planted()
@@ -1198,25 +1298,28 @@ def test_circle_cluster(impl):
     got = expect.tensor(impl.circle_cluster(sae, acts, shuffled, 3), why="the latents' numbers, as a tensor")
     found = sorted(got.tolist())
     hints = {
-        frozenset(range(20, 28)): "Latents 20-27 lie on a line: their reconstruction has no second dimension, and the "
-        "angles of points on a line mean nothing. Pass over clusters whose second component has less than 1 % of the "
-        "variance.",
-        frozenset(
-            range(10, 16)
-        ): "This cluster's reconstruction runs in a scrambled order. Score the reconstruction of "
-        "the *classes*, `class_acts[:, cluster] @ sae.W_dec[cluster]`, not the decoder rows themselves.",
-        frozenset(
-            (*range(7), *range(10, 16))
-        ): "Two groups with opposite directions were put together. Opposite is not "
-        "alike: use the cosine with its sign, not its magnitude.",
-        frozenset((0, 2, 4, 6)): "Long and short rows of the same direction were torn apart. Normalise the rows first: "
-        "cosine, not Euclidean distance.",
+        frozenset(range(20, 28)): """
+            Latents 20-27 lie on a line: their reconstruction has no second dimension, and the angles of points on a
+            line mean nothing. Pass over clusters whose second component has less than 1 % of the variance.
+            """,
+        frozenset(range(10, 16)): """
+            This cluster's reconstruction runs in a scrambled order. Score the reconstruction of the *classes*,
+            `class_acts[:, cluster] @ sae.W_dec[cluster]`, not the decoder rows themselves.
+            """,
+        frozenset((*range(7), *range(10, 16))): """
+            Two groups with opposite directions were put together. Opposite is not alike: use the cosine with its sign,
+            not its magnitude.
+            """,
+        frozenset((0, 2, 4, 6)): """
+            Long and short rows of the same direction were torn apart. Normalise the rows first: cosine, not Euclidean
+            distance.
+            """,
     }
     if set(found) & set(range(7)) and set(found) & set(range(10, 16)):
-        hints[frozenset(found)] = (
-            "Latents of two groups with opposite directions were put together. Opposite is not alike: use the cosine "
-            "with its sign, not its magnitude, and return one cluster."
-        )
+        hints[frozenset(found)] = """
+            Latents of two groups with opposite directions were put together. Opposite is not alike: use the cosine with
+            its sign, not its magnitude, and return one cluster.
+            """
     expect.that(
         found == list(range(7)),
         expected="latents 0 to 6",
@@ -1230,8 +1333,10 @@ def test_circle_cluster(impl):
 @CIRCLE_CLUSTER.check(
     "of two circles, the one that varies more",
     points=1,
-    hint="Compare pairs: first the score, then the variance of the reconstruction between the classes, "
-    "`means.var(dim=0).sum()`. Neither the number of latents nor the first cluster found decides.",
+    hint="""
+        Compare pairs: first the score, then the variance of the reconstruction between the classes,
+        `means.var(dim=0).sum()`. Neither the number of latents nor the first cluster found decides.
+        """,
 )
 def test_circle_cluster_tie(impl):
     sae, acts = planted()
@@ -1253,8 +1358,10 @@ def test_circle_cluster_tie(impl):
 @CIRCLE_CLUSTER.check(
     "errors that say what is wrong",
     points=1,
-    hint="Raise a ValueError when there are fewer latents than clusters, and when no cluster's reconstruction is more "
-    "than a line.",
+    hint="""
+        Raise a ValueError when there are fewer latents than clusters, and when no cluster's reconstruction is more than
+        a line.
+        """,
 )
 def test_circle_cluster_errors(impl):
     sae, acts = planted()
@@ -1310,8 +1417,10 @@ def least_information(points, n_angles=45, n_bins=8):
 @SEPARABILITY_INDEX.check(
     "bits of a histogram",
     points=2,
-    hint="With one angle there is nothing to minimise: the mutual information of the coordinates as they are, "
-    "sum p(i, j) log2(p(i, j) / (p(i) p(j))). In bits: log2. Bins run from each coordinate's minimum to its maximum.",
+    hint="""
+        With one angle there is nothing to minimise: the mutual information of the coordinates as they are, sum p(i, j)
+        log2(p(i, j) / (p(i) p(j))). In bits: log2. Bins run from each coordinate's minimum to its maximum.
+        """,
 )
 def test_information_in_bits(impl):
     for name, points in clouds().items():
@@ -1330,8 +1439,10 @@ def test_information_in_bits(impl):
 @SEPARABILITY_INDEX.check(
     "the smallest over rotations",
     points=2,
-    hint="Rotate the points by every angle and keep the *minimum*: a square that stands on its corner has two "
-    "dependent coordinates, and is separable all the same, because some rotation makes them independent.",
+    hint="""
+        Rotate the points by every angle and keep the *minimum*: a square that stands on its corner has two dependent
+        coordinates, and is separable all the same, because some rotation makes them independent.
+        """,
 )
 def test_separability(impl):
     for name in ("circle", "square", "two lines"):
@@ -1372,8 +1483,10 @@ def sparse_clouds():
 @MIXTURE_INDEX.check(
     "known clouds",
     points=2,
-    hint="The *largest* share over all directions and offsets. `epsilon` is a share of the root mean square distance, "
-    "so that the size of the cloud does not matter.",
+    hint="""
+        The *largest* share over all directions and offsets. `epsilon` is a share of the root mean square distance, so
+        that the size of the cloud does not matter.
+        """,
 )
 def test_mixture(impl):
     for name, scale in (("circle", 1.0), ("gaussian", 10.0), ("two lines", 1.0), ("two lines", 30.0)):
@@ -1390,8 +1503,10 @@ def test_mixture(impl):
 @MIXTURE_INDEX.check(
     "a line that does not pass through the origin",
     points=1,
-    hint="The line may lie anywhere: c is part of the search, and it is part of the yardstick too. The root mean "
-    "square is that of v·f + c, the distance from *that* line.",
+    hint="""
+        The line may lie anywhere: c is part of the search, and it is part of the yardstick too. The root mean square is
+        that of v·f + c, the distance from *that* line.
+        """,
 )
 def test_mixture_offset(impl):
     for shift in (0.0, 50.0):
@@ -1421,23 +1536,23 @@ def rotated(x, plane, centre, angle):
     return ((x - centre).double() @ turn.T).float() + centre
 
 
-OUTSIDE_LOST = (
-    "What lies outside the plane is gone. The answer is `x` plus a *change* inside the plane: turned minus unturned "
-    "coordinates, carried back with `@ plane`."
-)
-WRONG_WAY = (
-    "This turns the other way. A positive angle turns from the first row of `plane` towards the second: a quarter turn "
-    "takes `plane[0]` to `plane[1]`, not to `-plane[1]`."
-)
-NOT_ABOUT_CENTRE = (
-    "The rotation must be about `centre`: subtract it before you take coordinates. If x is the centre itself, nothing "
-    "moves."
-)
+OUTSIDE_LOST = """
+    What lies outside the plane is gone. The answer is `x` plus a *change* inside the plane: turned minus unturned
+    coordinates, carried back with `@ plane`.
+    """
+WRONG_WAY = """
+    This turns the other way. A positive angle turns from the first row of `plane` towards the second: a quarter turn
+    takes `plane[0]` to `plane[1]`, not to `-plane[1]`.
+    """
+NOT_ABOUT_CENTRE = """
+    The rotation must be about `centre`: subtract it before you take coordinates. If x is the centre itself, nothing
+    moves.
+    """
 DEGREES = "The angle is in radians: math.pi / 2 is a quarter turn. No conversion is needed."
-ADDED_TWICE = (
-    "The turned part was added without taking the unturned part out first: what is added to `x` is the difference "
-    "`(flat @ turn - flat) @ plane`."
-)
+ADDED_TWICE = """
+    The turned part was added without taking the unturned part out first: what is added to `x` is the difference `(flat
+    @ turn - flat) @ plane`.
+    """
 
 
 def turning_mistakes(x, plane, centre, angle):
@@ -1477,8 +1592,10 @@ def test_quarter_turn(impl):
 @ROTATE_IN_PLANE.check(
     "any plane, any centre, any angle",
     points=2,
-    hint="Coordinates in the plane are `(x - centre) @ plane.T`. Turn these two numbers, and carry the change back "
-    "with `@ plane`.",
+    hint="""
+        Coordinates in the plane are `(x - centre) @ plane.T`. Turn these two numbers, and carry the change back with `@
+        plane`.
+        """,
 )
 def test_any_rotation(impl):
     generator = torch.Generator().manual_seed(5)
@@ -1498,8 +1615,10 @@ def test_any_rotation(impl):
 @ROTATE_IN_PLANE.check(
     "what a rotation keeps",
     points=1,
-    hint="A rotation keeps the distance from `centre` and everything at right angles to the plane; a full turn changes "
-    "nothing at all.",
+    hint="""
+        A rotation keeps the distance from `centre` and everything at right angles to the plane; a full turn changes
+        nothing at all.
+        """,
 )
 def test_rotation_keeps(impl):
     generator = torch.Generator().manual_seed(6)
@@ -1536,14 +1655,13 @@ def test_rotation_keeps(impl):
 
 
 REPLACED_ALL = "Everything was exchanged, not only the part inside the subspace: outside it, `x` stays as it is."
-NOT_TAKEN_OUT = (
-    "The part of `target` was added, but the part of `x` was never taken out: inside the subspace the two are now on "
-    "top of each other."
-)
-WRONG_PART = (
-    "The wrong part was exchanged: inside the subspace the answer has the coordinates of `target`, outside those of "
-    "`x`."
-)
+NOT_TAKEN_OUT = """
+    The part of `target` was added, but the part of `x` was never taken out: inside the subspace the two are now on top
+    of each other.
+    """
+WRONG_PART = """
+    The wrong part was exchanged: inside the subspace the answer has the coordinates of `target`, outside those of `x`.
+    """
 
 
 def patching_mistakes(x, target, components):
@@ -1599,8 +1717,10 @@ def test_patch_any(impl):
 @PATCH_SUBSPACE.check(
     "patching twice changes nothing more",
     points=1,
-    hint="After the first patch, x already has the coordinates of `target` in the subspace. If a second one moves it, "
-    "the old part was not taken out.",
+    hint="""
+        After the first patch, x already has the coordinates of `target` in the subspace. If a second one moves it, the
+        old part was not taken out.
+        """,
 )
 def test_patch_twice(impl):
     generator = torch.Generator().manual_seed(8)
@@ -1630,10 +1750,10 @@ def test_patch_twice(impl):
 
 ASKED = ("Monday, Tuesday. Thursday, Friday. Sunday,", "Monday, Tuesday. Thursday, Friday. Tuesday,")
 DONORS = ("Monday, Tuesday. Thursday, Friday. June,", "Monday, Tuesday. Thursday, Friday. two,")
-LAST_PREDICTS = (
-    "The answer is read at the wrong place: the prediction of what comes next stands at the *last* token, "
-    "`logits[:, -1]`, wherever the patch was."
-)
+LAST_PREDICTS = """
+    The answer is read at the wrong place: the prediction of what comes next stands at the *last* token, `logits[:,
+    -1]`, wherever the patch was.
+    """
 UNCHANGED = (
     "The answer has not changed at all. Does your hook *return* the patched tensor? And is it the right position?"
 )
@@ -1682,8 +1802,10 @@ def is_same(got, ids):
 @NEXT_TOKENS_AFTER_PATCH.check(
     "replaced by itself: nothing changes",
     points=1,
-    hint="With the activation that is there anyway, the model must answer as it always does: the most probable token "
-    "after the last one. Read `logits[:, -1]`.",
+    hint="""
+        With the activation that is there anyway, the model must answer as it always does: the most probable token after
+        the last one. Read `logits[:, -1]`.
+        """,
 )
 def test_patch_with_itself(impl, model):
     own, (want, before) = entering(model, ASKED, "blocks.9.hook_resid_pre"), next_tokens(model, ASKED)
@@ -1700,8 +1822,10 @@ def test_patch_with_itself(impl, model):
 @NEXT_TOKENS_AFTER_PATCH.check(
     "another day at the entrance: another answer",
     points=2,
-    hint="Write `replacement` into position `position` of every prompt, at the hook that is named, and return the "
-    "changed tensor from the hook function: a hook that returns nothing changes nothing.",
+    hint="""
+        Write `replacement` into position `position` of every prompt, at the hook that is named, and return the changed
+        tensor from the hook function: a hook that returns nothing changes nothing.
+        """,
 )
 def test_patch_embedding(impl, model):
     swapped = ASKED[::-1]  # the prompts differ in the day only
@@ -1719,8 +1843,10 @@ def test_patch_embedding(impl, model):
 @NEXT_TOKENS_AFTER_PATCH.check(
     "in the middle of the model, one position only",
     points=2,
-    hint="Only the named position changes, at the named hook; all other tokens keep their stream. Positions count as "
-    "in Python: in a prompt of 11 tokens, 9 and -2 are the same.",
+    hint="""
+        Only the named position changes, at the named hook; all other tokens keep their stream. Positions count as in
+        Python: in a prompt of 11 tokens, 9 and -2 are the same.
+        """,
 )
 def test_patch_middle(impl, model):
     tokens, replacement = model.to_tokens(list(ASKED)), entering(model, DONORS, "blocks.6.hook_resid_pre")

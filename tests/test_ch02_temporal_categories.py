@@ -17,13 +17,19 @@ CATEGORY_MEANS = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "This is `class_means` of chapter 01 with lists of prompts in place of templates, and one step more: the "
-        "dictionary's latents of every prompt. `sae.cfg.metadata.hook_name` says where to read.",
-        "Put all prompts into one list, run them once with padding on the right, and read each at its own last token: "
-        "`[n_prompts, d_model]`. `sae.encode` of that gives `[n_prompts, d_sae]`. Average last: the latents of a mean "
-        "are not the mean of the latents.",
-        "`resid.split([len(prompts) for prompts in categories.values()])` cuts the rows into categories again, and "
-        "likewise for the latents; `.mean(dim=0)` of each piece. Return two dicts with the categories' names as keys.",
+        """
+        This is `class_means` of chapter 01 with lists of prompts in place of templates, and one step more: the
+        dictionary's latents of every prompt. `sae.cfg.metadata.hook_name` says where to read.
+        """,
+        """
+        Put all prompts into one list, run them once with padding on the right, and read each at its own last token:
+        `[n_prompts, d_model]`. `sae.encode` of that gives `[n_prompts, d_sae]`. Average last: the latents of a mean are
+        not the mean of the latents.
+        """,
+        """
+        `resid.split([len(prompts) for prompts in categories.values()])` cuts the rows into categories again, and
+        likewise for the latents; `.mean(dim=0)` of each piece. Return two dicts with the categories' names as keys.
+        """,
     ),
 )
 
@@ -35,12 +41,18 @@ LAYER_GEOMETRY = Exercise(
     importance=3,
     minutes=20,
     hints=(
-        "For every layer: the mean of each category at the last token, then `mine.pca` of chapter 01 on the means. "
-        "Leave the category `neutral` out before anything else.",
-        "One pass can serve all layers: give `run_with_hooks` one hook for each, and stop behind the deepest. Each "
-        "hook keeps `resid[torch.arange(n_prompts), last]`.",
-        "`means` is a matrix with one row per *category*, five rows, not a hundred. `coords, _, ratio = "
-        "mine.pca(means, k)`, and the answer is `{layer: (coords, ratio)}`.",
+        """
+        For every layer: the mean of each category at the last token, then `mine.pca` of chapter 01 on the means. Leave
+        the category `neutral` out before anything else.
+        """,
+        """
+        One pass can serve all layers: give `run_with_hooks` one hook for each, and stop behind the deepest. Each hook
+        keeps `resid[torch.arange(n_prompts), last]`.
+        """,
+        """
+        `means` is a matrix with one row per *category*, five rows, not a hundred. `coords, _, ratio = mine.pca(means,
+        k)`, and the answer is `{layer: (coords, ratio)}`.
+        """,
     ),
 )
 
@@ -54,8 +66,10 @@ TOP_FEATURES = Exercise(
     hints=(
         "Subtract two vectors of length d_sae, and find the largest entries of the difference.",
         "`tensor.topk(k)` gives values and places, largest first. The places are the latents' numbers.",
-        '`pd.DataFrame({"latent": ..., "difference": ..., "mean": mean[latent], "baseline_mean": '
-        "baseline_mean[latent]})`, with `.tolist()` on each column.",
+        """
+        `pd.DataFrame({"latent": ..., "difference": ..., "mean": mean[latent], "baseline_mean":
+        baseline_mean[latent]})`, with `.tolist()` on each column.
+        """,
     ),
 )
 
@@ -67,10 +81,14 @@ AUDIT = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "For each prompt you want `acts` of shape `[seq, d_sae]`: read the stream at the dictionary's hook, encode it. "
-        "Row 0 is the sink.",
-        "The maximum over everything, and over `acts[1:]`. For L0, count per position: `(acts > 0).sum(dim=1)` is how "
-        "many latents are active there; the mean of that over positions, and over positions from 1 on.",
+        """
+        For each prompt you want `acts` of shape `[seq, d_sae]`: read the stream at the dictionary's hook, encode it.
+        Row 0 is the sink.
+        """,
+        """
+        The maximum over everything, and over `acts[1:]`. For L0, count per position: `(acts > 0).sum(dim=1)` is how
+        many latents are active there; the mean of that over positions, and over positions from 1 on.
+        """,
         "Running prompt by prompt keeps padding out. Batched, row i may only use its first `length_i` positions.",
     ),
 )
@@ -83,15 +101,21 @@ P_VALUES = Exercise(
     importance=5,
     minutes=35,
     hints=(
-        "If the category made no difference, its labels could be dealt out anew among the rows, and the differences "
-        "of means would look just as large. Shuffle, compute *all* d differences, and keep only the largest. Do that "
-        "often: these maxima are what the true differences have to beat.",
-        "Keep the rows of the two categories only. One shuffle is a vector of weights over these rows: 1/n_category "
-        "where a row is dealt to the category, -1/n_baseline elsewhere. All shuffles together are a matrix, and "
-        "`weights @ acts` gives every difference of every shuffle at once.",
-        "`largest = (weights @ acts).amax(dim=1)`, one number per shuffle; "
-        "`count = (largest[:, None] >= true_difference).sum(dim=0)`; p = (1 + count) / (1 + n_permutations). Shuffles "
-        "from a seed: `torch.rand(n, rows, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)`.",
+        """
+        If the category made no difference, its labels could be dealt out anew among the rows, and the differences of
+        means would look just as large. Shuffle, compute *all* d differences, and keep only the largest. Do that often:
+        these maxima are what the true differences have to beat.
+        """,
+        """
+        Keep the rows of the two categories only. One shuffle is a vector of weights over these rows: 1/n_category where
+        a row is dealt to the category, -1/n_baseline elsewhere. All shuffles together are a matrix, and `weights @
+        acts` gives every difference of every shuffle at once.
+        """,
+        """
+        `largest = (weights @ acts).amax(dim=1)`, one number per shuffle; `count = (largest[:, None] >=
+        true_difference).sum(dim=0)`; p = (1 + count) / (1 + n_permutations). Shuffles from a seed: `torch.rand(n, rows,
+        generator=torch.Generator().manual_seed(seed)).argsort(dim=1)`.
+        """,
     ),
 )
 
@@ -104,10 +128,14 @@ LEAVE_ONE_OUT = Exercise(
     minutes=20,
     hints=(
         "For every row: compute the mean of each class from all rows but this one, and see which mean is nearest.",
-        "Only one mean changes when a row is left out: that of its own class. With class sum s and size m, it is "
-        "`(s - row) / (m - 1)`.",
-        "A loop over the rows with `mean[own] = (total[own] - x[i]) / (size[own] - 1)` is fast enough. Find out how "
-        "the labels are numbered with `labels.unique(return_inverse=True)`, and mind a class of one: m - 1 is 0.",
+        """
+        Only one mean changes when a row is left out: that of its own class. With class sum s and size m, it is `(s -
+        row) / (m - 1)`.
+        """,
+        """
+        A loop over the rows with `mean[own] = (total[own] - x[i]) / (size[own] - 1)` is fast enough. Find out how the
+        labels are numbered with `labels.unique(return_inverse=True)`, and mind a class of one: m - 1 is 0.
+        """,
     ),
 )
 
@@ -202,18 +230,18 @@ UNEVEN = {
     "soon": ["Soon a letter will be sent to the mayor of the town.", "It will rain."],
     "ever": ["Water boils.", "A horse eats grass and sleeps, as a rule.", "Snow is white in winter"],
 }
-OF_THE_MEAN = (
-    "These are the latents of the mean activation. Asked for is the mean of the latents: encode every prompt first, "
-    "then average. A ReLU stands between the two, so they differ."
-)
-PADDED_COLUMN = (
-    "The rows were read at the last *column*, which is padding for every prompt but the longest. Read each row at its "
-    "own last token: `model.to_tokens(prompt).shape[1] - 1` says where that is."
-)
-PADDING_SEEN = (
-    "The prompts were padded on the left, and the model looked at the padding. Pad on the right "
-    '(`to_tokens(prompts, padding_side="right")`) and read each row at its own last token.'
-)
+OF_THE_MEAN = """
+    These are the latents of the mean activation. Asked for is the mean of the latents: encode every prompt first, then
+    average. A ReLU stands between the two, so they differ.
+    """
+PADDED_COLUMN = """
+    The rows were read at the last *column*, which is padding for every prompt but the longest. Read each row at its own
+    last token: `model.to_tokens(prompt).shape[1] - 1` says where that is.
+    """
+PADDING_SEEN = """
+    The prompts were padded on the left, and the model looked at the padding. Pad on the right (`to_tokens(prompts,
+    padding_side="right")`) and read each row at its own last token.
+    """
 ALL_POSITIONS = "This is a mean over all tokens of the prompts. Only the last token of each is asked for."
 SWAPPED = "The two are swapped: first the stream, then the latents."
 
@@ -292,8 +320,10 @@ def test_category_means(impl, model):
 @CATEGORY_MEANS.check(
     "padding leaves no trace",
     points=2,
-    hint="Prompts of different length share a batch here, and categories differ in size. Padding must be neither read "
-    "nor looked at.",
+    hint="""
+        Prompts of different length share a batch here, and categories differ in size. Padding must be neither read nor
+        looked at.
+        """,
 )
 def test_uneven_categories(impl, model):
     sae = stand_in("blocks.2.hook_resid_pre", seed=1)
@@ -334,8 +364,10 @@ def test_own_hook(impl, model):
 @CATEGORY_MEANS.check(
     "the model runs once, and stops",
     points=1,
-    hint="One batch of prompts gives the stream; `sae.encode` of what you have read gives the latents. No second pass "
-    "is needed for them, and nothing behind the dictionary's hook: `stop_at_layer=layer + 1`.",
+    hint="""
+        One batch of prompts gives the stream; `sae.encode` of what you have read gives the latents. No second pass is
+        needed for them, and nothing behind the dictionary's hook: `stop_at_layer=layer + 1`.
+        """,
 )
 def test_category_means_cost(impl, model):
     sae = stand_in("blocks.2.hook_resid_pre", seed=1)
@@ -367,8 +399,10 @@ def test_category_means_cost(impl, model):
 @CATEGORY_MEANS.check(
     "a category without prompts is refused",
     points=1,
-    hint="A mean over no prompts is a row of nan that surfaces ten cells later. Say it at once: raise a ValueError "
-    "with the category's name.",
+    hint="""
+        A mean over no prompts is a row of nan that surfaces ten cells later. Say it at once: raise a ValueError with
+        the category's name.
+        """,
 )
 def test_empty_category(impl, model):
     sae = stand_in("blocks.1.hook_resid_pre", seed=2)
@@ -389,10 +423,10 @@ FIVE = {
     "counterfactual": ["Otherwise it would have rained.", "If only a horse had been fed."],
     "hypothetical": ["Suppose it were to rain.", "If so a letter would be sent."],
 }
-BASELINE_KEPT = (
-    "Six means went into the PCA: the baseline `neutral` among them. Leave it out first; else one component is spent "
-    "on telling it from the rest."
-)
+BASELINE_KEPT = """
+    Six means went into the PCA: the baseline `neutral` among them. Leave it out first; else one component is spent on
+    telling it from the rest.
+    """
 UNCENTRED = "Centre the means before the decomposition, as `pca` of chapter 01 does."
 
 
@@ -505,8 +539,10 @@ def test_geometry_without_baseline(impl, model):
 @LAYER_GEOMETRY.check(
     "any layers in any order, any number of components",
     points=1,
-    hint="Look at layer 0, at layers that are given unsorted, and at k = 3. Each layer's picture stands under its own "
-    "number.",
+    hint="""
+        Look at layer 0, at layers that are given unsorted, and at k = 3. Each layer's picture stands under its own
+        number.
+        """,
 )
 def test_geometry_orders(impl, model):
     found = geometry_of(impl.layer_geometry(model, FIVE, [3, 0], k=3), [3, 0], 5, 3)
@@ -543,10 +579,10 @@ MEANS = {
     "neutral": torch.tensor([0.0, 5.5, 4.0, 0.5, 1.5, 0.0]),
 }
 TABLE = ("latent", "difference", "mean", "baseline_mean")
-SIGNED = (
-    "Latents that are *weaker* in the category turned up: the difference is signed. Sort by mean minus baseline mean, "
-    "not by its magnitude."
-)
+SIGNED = """
+    Latents that are *weaker* in the category turned up: the difference is signed. Sort by mean minus baseline mean, not
+    by its magnitude.
+    """
 
 
 @TOP_FEATURES.check(
@@ -662,8 +698,10 @@ def test_audit_maxima(impl, model):
             name=f"`max_with_sink` of {PROMPTS[number]!r}",
             rtol=1e-3,
             why="the largest entry of the latents at all positions, the sink's included",
-            hint="The first special token must be in front, as `to_tokens` puts it there, and its position must count "
-            "in this column.",
+            hint="""
+                The first special token must be in front, as `to_tokens` puts it there, and its position must count in
+                this column.
+                """,
         )
         kept = "The sink still counts. Position 0 must go before the maximum is taken: `acts[1:]`."
         dropped = "A real token was dropped along with the sink. Only position 0 goes: `acts[1:]`."
@@ -718,8 +756,10 @@ def test_audit_l0(impl, model):
 @AUDIT.check(
     "a prompt's row does not depend on its neighbours",
     points=1,
-    hint="Run alone and run among longer prompts, a prompt must give the same row: padding positions take no part, in "
-    "no maximum and in no mean.",
+    hint="""
+        Run alone and run among longer prompts, a prompt must give the same row: padding positions take no part, in no
+        maximum and in no mean.
+        """,
 )
 def test_audit_padding(impl, model):
     sae = stand_in("blocks.4.hook_resid_pre", seed=3)
@@ -797,18 +837,24 @@ def known_mistakes(true, ways):
     return [
         (
             alone,
-            "Every latent is compared with its *own* shuffled differences. With thousands of latents some will be "
-            "lucky: compare each with the largest difference among all latents of the shuffle.",
+            """
+            Every latent is compared with its *own* shuffled differences. With thousands of latents some will be lucky:
+            compare each with the largest difference among all latents of the shuffle.
+            """,
         ),
         (
             torch.stack([share_at_least(ways.abs().amax(dim=1), t.abs()) for t in true]),
-            "The test is one-sided: larger in the category. No absolute values, neither for the latent nor for the "
-            "largest statistic.",
+            """
+            The test is one-sided: larger in the category. No absolute values, neither for the latent nor for the
+            largest statistic.
+            """,
         ),
         (
             torch.stack([share_at_least(ways.abs().amax(dim=1), t) for t in true]),
-            "The test is one-sided: larger in the category. No absolute values, neither for the latent nor for the "
-            "largest statistic.",
+            """
+            The test is one-sided: larger in the category. No absolute values, neither for the latent nor for the
+            largest statistic.
+            """,
         ),
         (
             (alone * len(true)).clamp_max(1),
@@ -816,8 +862,10 @@ def known_mistakes(true, ways):
         ),
         (
             torch.stack([share_at_least(-ways.amax(dim=1), -t) for t in true]),
-            "The comparison is the wrong way round: count the shuffles whose largest statistic is *at least* the "
-            "latent's.",
+            """
+            The comparison is the wrong way round: count the shuffles whose largest statistic is *at least* the
+            latent's.
+            """,
         ),
         (
             torch.stack([share_at_least(ways.amin(dim=1), t) for t in true]),
@@ -855,8 +903,10 @@ def p_values_near(got, acts, labels, category, baseline, n, why, mistakes=known_
 @P_VALUES.check(
     "compared with the largest of all latents",
     points=3,
-    hint="For each shuffle of the labels: all d differences of means, and of these the largest. A latent's p-value "
-    "counts the shuffles whose largest is at least its own true difference.",
+    hint="""
+        For each shuffle of the labels: all d differences of means, and of these the largest. A latent's p-value counts
+        the shuffles whose largest is at least its own true difference.
+        """,
 )
 def test_p_exact(impl):
     acts, labels = planted(4, 6, seed=0, signal=[(1, 0.7), (4, 0.3), (2, -0.4)])
@@ -867,8 +917,10 @@ def test_p_exact(impl):
 @P_VALUES.check(
     "(1 + count) / (1 + n)",
     points=2,
-    hint="The true labels are one of the arrangements that could have come out, so they count too: p = (1 + count) / "
-    "(1 + n). A p-value of 0 claims more than n shuffles can show.",
+    hint="""
+        The true labels are one of the arrangements that could have come out, so they count too: p = (1 + count) / (1 +
+        n). A p-value of 0 claims more than n shuffles can show.
+        """,
 )
 def test_p_formula(impl):
     acts, labels = planted(12, 5, seed=1, signal=[(3, 50.0)])
@@ -905,8 +957,10 @@ def test_p_formula(impl):
 @P_VALUES.check(
     "a shuffle that equals the truth counts",
     points=1,
-    hint="Count shuffles whose largest statistic is *at least* the latent's (`>=`). With `>` a shuffle that gives the "
-    "very same groups would not count against the latent.",
+    hint="""
+        Count shuffles whose largest statistic is *at least* the latent's (`>=`). With `>` a shuffle that gives the very
+        same groups would not count against the latent.
+        """,
 )
 def test_p_ties(impl):
     acts, labels = torch.tensor([[2.0, 1.0], [1.0, 0.0]]), torch.tensor([4, 1])
@@ -919,8 +973,10 @@ def test_p_ties(impl):
 @P_VALUES.check(
     "other categories take no part",
     points=1,
-    hint="Pick the rows of the two categories before you shuffle. Labels of other rows must not be dealt to them, and "
-    "their activations must not enter a mean.",
+    hint="""
+        Pick the rows of the two categories before you shuffle. Labels of other rows must not be dealt to them, and
+        their activations must not enter a mean.
+        """,
 )
 def test_p_other_rows(impl):
     acts, labels = planted(4, 4, seed=3, signal=[(2, 0.6)])
@@ -936,8 +992,10 @@ def test_p_other_rows(impl):
 @P_VALUES.check(
     "whole rows are shuffled",
     points=1,
-    hint="One shuffle deals out the labels once, for all latents together. Latents shuffled independently of each "
-    "other lose their correlation, and the correction becomes as harsh as Bonferroni's.",
+    hint="""
+        One shuffle deals out the labels once, for all latents together. Latents shuffled independently of each other
+        lose their correlation, and the correction becomes as harsh as Bonferroni's.
+        """,
 )
 def test_p_correlated(impl):
     acts, labels = planted(4, 1, seed=4, signal=[(0, 0.35)])
@@ -979,8 +1037,10 @@ def test_p_seed(impl):
 @P_VALUES.check(
     "a thousand shuffles of four thousand latents",
     points=1,
-    hint="A loop over latents is hopeless, and a tensor `[n_permutations, n, d]` is 0.7 GB. One matrix of weights "
-    "`[n_permutations, n]` times `acts` gives all differences at once.",
+    hint="""
+        A loop over latents is hopeless, and a tensor `[n_permutations, n, d]` is 0.7 GB. One matrix of weights
+        `[n_permutations, n]` times `acts` gives all differences at once.
+        """,
 )
 def test_p_cost(impl):
     acts, labels = planted(20, 4096, seed=6, signal=[(100, 3.0)])
@@ -1022,10 +1082,10 @@ def test_p_errors(impl):
 
 # 2.6
 
-LEAK = (
-    "The row itself is in its class's mean, and pulls it towards itself. Leave it out: `(sum - row) / (size - 1)`. In "
-    "many dimensions this leak alone gives nearly 100 % on pure noise."
-)
+LEAK = """
+    The row itself is in its class's mean, and pulls it towards itself. Leave it out: `(sum - row) / (size - 1)`. In
+    many dimensions this leak alone gives nearly 100 % on pure noise.
+    """
 
 
 def by_leaving_out(x, labels):
@@ -1087,8 +1147,10 @@ def accuracy_is(impl, x, labels, why, diagnose=True):
         (keeping_it_in, LEAK),
         (
             left_out_of_all,
-            "The row was taken out of the sum, but not out of the size: the mean of the others is `(sum - row) / "
-            "(size - 1)`.",
+            """
+            The row was taken out of the sum, but not out of the size: the mean of the others is `(sum - row) / (size -
+            1)`.
+            """,
         ),
         (by_nearest_neighbour, "This is the nearest *row*'s class. Asked for is the class with the nearest *mean*."),
         (by_cosine, "This is the class with the highest cosine. Asked for is the smallest Euclidean distance."),
@@ -1126,8 +1188,10 @@ def test_loo_noise(impl):
 @LEAVE_ONE_OUT.check(
     "labels are names, not places",
     points=1,
-    hint="Labels may be any whole numbers in any order: do not use them as indices. "
-    "`labels.unique(return_inverse=True)` numbers the classes.",
+    hint="""
+        Labels may be any whole numbers in any order: do not use them as indices. `labels.unique(return_inverse=True)`
+        numbers the classes.
+        """,
 )
 def test_loo_labels(impl):
     x, labels = clouds((5, 7, 6), 3, 1.0, seed=5)
@@ -1139,8 +1203,9 @@ def test_loo_labels(impl):
 @LEAVE_ONE_OUT.check(
     "alone in a class",
     points=1,
-    hint="Without its only row a class has no mean: 0 / 0 is nan, and nan must win no comparison. The row counts "
-    "as wrong.",
+    hint="""
+        Without its only row a class has no mean: 0 / 0 is nan, and nan must win no comparison. The row counts as wrong.
+        """,
 )
 def test_loo_alone(impl):
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [9.0, 9.0], [5.0, 5.0], [5.0, 6.0]])

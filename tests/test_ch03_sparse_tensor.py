@@ -15,29 +15,33 @@ SPARSE_TENSOR = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "Three things describe the tensor completely: the values, where they go, and how big the whole is. "
-        "Keep exactly those in `__init__`; every property is then one line, and only `dense` has any work to "
-        "do.",
-        "`torch.nonzero(x)` returns int64 positions of shape `(nnz, rank)` in row-major order, and it does "
-        "so for 0 or 1 entries too. To *index* with positions, torch wants a tuple with one vector per axis: "
-        "`positions.unbind(dim=-1)` gives it. So nothing needs squeezing anywhere.",
-        "For `dense`: start from `torch.zeros(shape, dtype=values.dtype, device=values.device)` and put the "
-        "values in with `zeros.index_put(indices.unbind(dim=-1), values)`, which autograd follows. For "
-        "`from_dense`: the values are `x[indices.unbind(dim=-1)]`. `from_sparse` only converts the indices "
-        "with `.to(torch.int64)`.",
+        """
+        Three things describe the tensor completely: the values, where they go, and how big the whole is. Keep exactly
+        those in `__init__`; every property is then one line, and only `dense` has any work to do.
+        """,
+        """
+        `torch.nonzero(x)` returns int64 positions of shape `(nnz, rank)` in row-major order, and it does so for 0 or 1
+        entries too. To *index* with positions, torch wants a tuple with one vector per axis: `positions.unbind(dim=-1)`
+        gives it. So nothing needs squeezing anywhere.
+        """,
+        """
+        For `dense`: start from `torch.zeros(shape, dtype=values.dtype, device=values.device)` and put the values in
+        with `zeros.index_put(indices.unbind(dim=-1), values)`, which autograd follows. For `from_dense`: the values are
+        `x[indices.unbind(dim=-1)]`. `from_sparse` only converts the indices with `.to(torch.int64)`.
+        """,
     ),
 )
 
 SMALL = torch.tensor([[0.0, 2.5, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.5, 0.0]])
 PROPERTY = "Write `@property` on the line above `def`, so that the attribute is read without brackets."
-ROW_MAJOR = (
-    "The entries are right, their order is not. Row-major means that the last index moves fastest: "
-    "(0, 0, 1), (0, 0, 3), (0, 1, 0), ... That is the order in which `torch.nonzero` walks."
-)
-TRANSPOSED = (
-    "`indices` is transposed: one *row* per entry, so the shape is `(nnz, rank)`. `torch.where` gives one "
-    "vector per axis; stack them along the last axis, or use `torch.nonzero`."
-)
+ROW_MAJOR = """
+    The entries are right, their order is not. Row-major means that the last index moves fastest: (0, 0, 1), (0, 0, 3),
+    (0, 1, 0), ... That is the order in which `torch.nonzero` walks.
+    """
+TRANSPOSED = """
+    `indices` is transposed: one *row* per entry, so the shape is `(nnz, rank)`. `torch.where` gives one vector per
+    axis; stack them along the last axis, or use `torch.nonzero`.
+    """
 
 
 def positions_of(dense):
@@ -120,9 +124,10 @@ def same_parts(sparse_tensor, want, why, hint=None):
 @SPARSE_TENSOR.check(
     "a small matrix: values, indices, shape",
     points=2,
-    hint="List the entries that are not zero. `values` has shape `(nnz,)`, `indices` has shape `(nnz, "
-    "rank)`, int64, and `shape` is the shape of the whole matrix, empty rows included. `sparse` is the "
-    "tuple of the three.",
+    hint="""
+        List the entries that are not zero. `values` has shape `(nnz,)`, `indices` has shape `(nnz, rank)`, int64, and
+        `shape` is the shape of the whole matrix, empty rows included. `sparse` is the tuple of the three.
+        """,
 )
 def test_small_matrix(impl):
     made = impl.SparseTensor.from_dense(SMALL)
@@ -137,8 +142,10 @@ def test_small_matrix(impl):
 
 @SPARSE_TENSOR.check(
     "row-major order at rank 3",
-    hint="Walk through the tensor as it is printed: last index fastest, first index slowest. Transposing, "
-    "sorting by value or walking axis by axis gives another order; `torch.nonzero` gives this one.",
+    hint="""
+        Walk through the tensor as it is printed: last index fastest, first index slowest. Transposing, sorting by value
+        or walking axis by axis gives another order; `torch.nonzero` gives this one.
+        """,
 )
 def test_row_major(impl):
     dense = some_tensor((2, 3, 4), seed=3, share=0.3)
@@ -151,8 +158,10 @@ def test_row_major(impl):
 
 @SPARSE_TENSOR.check(
     "one non-zero entry keeps its axis",
-    hint="A bare `squeeze()` removes *every* axis of length 1, so a list of one entry turns into a bare "
-    "number. `torch.nonzero` and `unbind(dim=-1)` give the right axes without any squeeze.",
+    hint="""
+        A bare `squeeze()` removes *every* axis of length 1, so a list of one entry turns into a bare number.
+        `torch.nonzero` and `unbind(dim=-1)` give the right axes without any squeeze.
+        """,
 )
 def test_one_entry(impl):
     dense = torch.zeros(2, 3)
@@ -169,8 +178,10 @@ def test_one_entry(impl):
 
 @SPARSE_TENSOR.check(
     "no non-zero entry at all",
-    hint="With nothing to list, `values` has shape `(0,)` and `indices` has shape `(0, rank)`: the second "
-    "axis stays. Stacking an empty Python list loses it; `torch.nonzero` does not.",
+    hint="""
+        With nothing to list, `values` has shape `(0,)` and `indices` has shape `(0, rank)`: the second axis stays.
+        Stacking an empty Python list loses it; `torch.nonzero` does not.
+        """,
 )
 def test_nothing(impl):
     dense = torch.zeros(2, 3)
@@ -187,8 +198,10 @@ def test_nothing(impl):
 
 @SPARSE_TENSOR.check(
     "a vector: rank 1",
-    hint="At rank 1 each position is still a *row* with one number in it, so `indices` has shape `(nnz, 1)`. "
-    "Nothing about rank 1 needs a special case if you never squeeze.",
+    hint="""
+        At rank 1 each position is still a *row* with one number in it, so `indices` has shape `(nnz, 1)`. Nothing about
+        rank 1 needs a special case if you never squeeze.
+        """,
 )
 def test_rank_one(impl):
     dense = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.5])
@@ -200,10 +213,10 @@ def test_rank_one(impl):
     same_parts(made, parts_of(dense), why="one entry at rank 1: both axes have length 1")
 
 
-AS_GIVEN = (
-    "`from_sparse` keeps the order it is given. Here the entries are not in row-major order, so building the "
-    "dense tensor and listing its entries again would reorder them."
-)
+AS_GIVEN = """
+    `from_sparse` keeps the order it is given. Here the entries are not in row-major order, so building the dense tensor
+    and listing its entries again would reorder them.
+    """
 
 
 @SPARSE_TENSOR.check("`from_sparse` keeps the entries as they are", hint=AS_GIVEN)
@@ -222,9 +235,10 @@ def test_kept_as_given(impl):
 @SPARSE_TENSOR.check(
     "`dense` puts every value in its place",
     points=2,
-    hint="Start from zeros of the stored shape (it cannot be guessed from the largest index: the last rows "
-    "may be empty), then put `values[n]` at position `indices[n]`: all axes together, one vector per "
-    "axis.",
+    hint="""
+        Start from zeros of the stored shape (it cannot be guessed from the largest index: the last rows may be empty),
+        then put `values[n]` at position `indices[n]`: all axes together, one vector per axis.
+        """,
 )
 def test_in_place(impl):
     indices = torch.tensor([[1, 2, 0], [0, 0, 3], [1, 0, 0], [0, 2, 1]])
@@ -253,8 +267,10 @@ def test_in_place(impl):
 
 @SPARSE_TENSOR.check(
     "there and back again, ranks 1 to 4",
-    hint="Try the shape that fails on its own: make it, print `values`, `indices` and `shape`, and see which "
-    "of the three no longer describes the tensor.",
+    hint="""
+        Try the shape that fails on its own: make it, print `values`, `indices` and `shape`, and see which of the three
+        no longer describes the tensor.
+        """,
 )
 def test_round_trips(impl):
     for seed, shape in enumerate([(6,), (1,), (5, 4), (1, 7), (2, 1, 6), (2, 3, 2, 3)]):
@@ -277,8 +293,10 @@ def test_round_trips(impl):
 
 @SPARSE_TENSOR.check(
     "int32 indices are welcome",
-    hint="Some libraries hand out int32 positions. Convert in `from_sparse` with `indices.to(torch.int64)`; "
-    "it is free when the indices are int64 already.",
+    hint="""
+        Some libraries hand out int32 positions. Convert in `from_sparse` with `indices.to(torch.int64)`; it is free
+        when the indices are int64 already.
+        """,
 )
 def test_int32(impl):
     values, indices = torch.tensor([2.0, 9.0]), torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
@@ -290,8 +308,10 @@ def test_int32(impl):
 
 @SPARSE_TENSOR.check(
     "the dtype of the data is kept",
-    hint="`torch.zeros(shape)` makes float32 whatever you put into it. Say `dtype=values.dtype` when you "
-    "make the zeros, and never pass values through Python numbers.",
+    hint="""
+        `torch.zeros(shape)` makes float32 whatever you put into it. Say `dtype=values.dtype` when you make the zeros,
+        and never pass values through Python numbers.
+        """,
 )
 def test_dtype(impl):
     for dtype in (torch.float64, torch.bfloat16):
@@ -332,9 +352,11 @@ def test_device(impl):
 @SPARSE_TENSOR.check(
     "gradients reach the values",
     points=2,
-    hint="`dense` must be *computed from* `values` by torch operations: `zeros.index_put(...)` or "
-    "`zeros[...] = values`. Anything that copies the numbers (`torch.tensor(values)`, `.detach()`, "
-    "`.data`, `.item()`, `.tolist()`, `.numpy()`) cuts the graph.",
+    hint="""
+        `dense` must be *computed from* `values` by torch operations: `zeros.index_put(...)` or `zeros[...] = values`.
+        Anything that copies the numbers (`torch.tensor(values)`, `.detach()`, `.data`, `.item()`, `.tolist()`,
+        `.numpy()`) cuts the graph.
+        """,
 )
 def test_gradients(impl):
     values = torch.tensor([2.0, 5.0, 3.0], requires_grad=True)

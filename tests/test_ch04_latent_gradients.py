@@ -18,17 +18,22 @@ LATENT_ACTS_TO_LATER_LATENT_ACTS = Exercise(
     importance=5,
     minutes=25,
     hints=(
-        "Four steps: sparse parts to a dense tensor (your `SparseTensor`), dense tensor to a stream "
-        "(`sae_from.decode`), stream to a later stream (the model, with a hook), later stream to latents "
-        "(`sae_to.encode`). Then back to sparse.",
-        "The hook at `sae_from.cfg.metadata.hook_name` gets the model's own stream and returns what shall take its "
-        "place: `torch.cat([resid[:, :first], reconstruction[:, first:]], dim=1)` with `first = "
-        "first_position(model)`. Run with `stop_at_layer=L`, where `sae_to` reads `blocks.L.hook_resid_pre`: the "
-        "model then returns just that stream.",
-        "`stream = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)], stop_at_layer=L)`; `acts = "
-        "sae_to.encode(stream)`; zeros for the positions before `first` (`torch.cat` again, so that autograd can "
-        "follow); `later = mine.SparseTensor.from_dense(acts)`; `return later.values, (later.dense,)`. No "
-        "`torch.no_grad()` anywhere: gradients shall pass.",
+        """
+        Four steps: sparse parts to a dense tensor (your `SparseTensor`), dense tensor to a stream (`sae_from.decode`),
+        stream to a later stream (the model, with a hook), later stream to latents (`sae_to.encode`). Then back to
+        sparse.
+        """,
+        """
+        The hook at `sae_from.cfg.metadata.hook_name` gets the model's own stream and returns what shall take its place:
+        `torch.cat([resid[:, :first], reconstruction[:, first:]], dim=1)` with `first = first_position(model)`. Run with
+        `stop_at_layer=L`, where `sae_to` reads `blocks.L.hook_resid_pre`: the model then returns just that stream.
+        """,
+        """
+        `stream = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)], stop_at_layer=L)`; `acts =
+        sae_to.encode(stream)`; zeros for the positions before `first` (`torch.cat` again, so that autograd can follow);
+        `later = mine.SparseTensor.from_dense(acts)`; `return later.values, (later.dense,)`. No `torch.no_grad()`
+        anywhere: gradients shall pass.
+        """,
     ),
 )
 
@@ -40,15 +45,21 @@ LATENT_TO_LATENT_GRADIENTS = Exercise(
     importance=5,
     minutes=25,
     hints=(
-        "First the point at which to differentiate: one run of the untouched model, both streams kept, both encoded. "
-        "Then differentiate your `latent_acts_to_later_latent_acts` there, by its first argument.",
-        "`torch.func.jacrev(function, argnums=0, has_aux=True)` gives a function that returns `(jacobian, aux)`: the "
-        "Jacobian of the first thing your function returns, and the rest as it is. That is why the dense tensor "
-        "comes in a tuple of its own.",
-        "`grads, (dense,) = jacrev(latent_acts_to_later_latent_acts, argnums=0, has_aux=True)(*acts_prev.sparse, "
-        "sae_from, sae_to, model, tokens)` and `acts_next_recon = mine.SparseTensor.from_dense(dense)`. The true "
-        "activations are `sae.encode` of the streams in the cache of `model.run_with_cache(tokens, "
-        "names_filter=[...], stop_at_layer=...)`, with the sink position zeroed.",
+        """
+        First the point at which to differentiate: one run of the untouched model, both streams kept, both encoded. Then
+        differentiate your `latent_acts_to_later_latent_acts` there, by its first argument.
+        """,
+        """
+        `torch.func.jacrev(function, argnums=0, has_aux=True)` gives a function that returns `(jacobian, aux)`: the
+        Jacobian of the first thing your function returns, and the rest as it is. That is why the dense tensor comes in
+        a tuple of its own.
+        """,
+        """
+        `grads, (dense,) = jacrev(latent_acts_to_later_latent_acts, argnums=0, has_aux=True)(*acts_prev.sparse,
+        sae_from, sae_to, model, tokens)` and `acts_next_recon = mine.SparseTensor.from_dense(dense)`. The true
+        activations are `sae.encode` of the streams in the cache of `model.run_with_cache(tokens, names_filter=[...],
+        stop_at_layer=...)`, with the sink position zeroed.
+        """,
     ),
 )
 
@@ -60,11 +71,15 @@ TOKENS_TO_LATENT_ACTS = Exercise(
     importance=4,
     minutes=15,
     hints=(
-        "The same shape of function as before, with another way in: not a dictionary's latents, but a factor on each "
-        "embedding. Nothing is reconstructed here.",
+        """
+        The same shape of function as before, with another way in: not a dictionary's latents, but a factor on each
+        embedding. Nothing is reconstructed here.
+        """,
         "Hook `hook_embed` and return `embeddings * token_scales[..., None]`.",
-        "`stream = model.run_with_hooks(tokens, fwd_hooks=[('hook_embed', scale)], stop_at_layer=L)`, encode, zeros "
-        "before `first_position(model)`, `SparseTensor.from_dense`, return `values, (dense,)`.",
+        """
+        `stream = model.run_with_hooks(tokens, fwd_hooks=[('hook_embed', scale)], stop_at_layer=L)`, encode, zeros
+        before `first_position(model)`, `SparseTensor.from_dense`, return `values, (dense,)`.
+        """,
     ),
 )
 
@@ -77,11 +92,14 @@ TOKEN_TO_LATENT_GRADIENTS = Exercise(
     minutes=15,
     hints=(
         "Differentiate `tokens_to_latent_acts` by its first argument, at scales of 1.",
-        "The Jacobian of an output of shape `[nnz]` by an input of shape `[batch, seq]` has the shape "
-        "`[nnz, batch, seq]`. The latents are wanted last: `movedim(0, -1)`.",
-        "`ones = torch.ones(tokens.shape)`; `grads, (dense,) = jacrev(tokens_to_latent_acts, argnums=0, "
-        "has_aux=True)(ones, tokens, sae, model)`; `return grads.movedim(0, -1), "
-        "mine.SparseTensor.from_dense(dense)`.",
+        """
+        The Jacobian of an output of shape `[nnz]` by an input of shape `[batch, seq]` has the shape `[nnz, batch,
+        seq]`. The latents are wanted last: `movedim(0, -1)`.
+        """,
+        """
+        `ones = torch.ones(tokens.shape)`; `grads, (dense,) = jacrev(tokens_to_latent_acts, argnums=0,
+        has_aux=True)(ones, tokens, sae, model)`; `return grads.movedim(0, -1), mine.SparseTensor.from_dense(dense)`.
+        """,
     ),
 )
 
@@ -93,12 +111,18 @@ LATENT_ACTS_TO_LOGITS = Exercise(
     importance=4,
     minutes=15,
     hints=(
-        "The first half is that of 4.1: decode, and let the reconstruction take the stream's place. The second half is "
-        "shorter: let the model run to its end.",
-        "Without `stop_at_layer`, `run_with_hooks` returns logits of shape `[1, seq, d_vocab]`. What comes next is "
-        "predicted at the last position: `[0, -1]`.",
-        "`logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])[0, -1]`; `return "
-        "logits[token_ids], (logits,)`.",
+        """
+        The first half is that of 4.1: decode, and let the reconstruction take the stream's place. The second half is
+        shorter: let the model run to its end.
+        """,
+        """
+        Without `stop_at_layer`, `run_with_hooks` returns logits of shape `[1, seq, d_vocab]`. What comes next is
+        predicted at the last position: `[0, -1]`.
+        """,
+        """
+        `logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, replace)])[0, -1]`; `return logits[token_ids],
+        (logits,)`.
+        """,
     ),
 )
 
@@ -110,12 +134,18 @@ LATENT_TO_LOGIT_GRADIENTS = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "The k tokens are chosen by the untouched model: its answer is the one to be explained. What is "
-        "differentiated is the model with the reconstruction in it.",
-        "Three runs, no more: one that reads the stream and gives the true latents, one (it may be the same) that "
-        "gives the true logits, and the one inside `jacrev(latent_acts_to_logits, argnums=0, has_aux=True)`.",
-        "`logits = model(tokens)[0, -1]`; `token_ids = logits.topk(k).indices`; `grads, (logits_recon,) = jacrev(...)("
-        "*acts.sparse, sae, model, tokens, token_ids)`. The rows of `grads` follow `token_ids` by themselves.",
+        """
+        The k tokens are chosen by the untouched model: its answer is the one to be explained. What is differentiated is
+        the model with the reconstruction in it.
+        """,
+        """
+        Three runs, no more: one that reads the stream and gives the true latents, one (it may be the same) that gives
+        the true logits, and the one inside `jacrev(latent_acts_to_logits, argnums=0, has_aux=True)`.
+        """,
+        """
+        `logits = model(tokens)[0, -1]`; `token_ids = logits.topk(k).indices`; `grads, (logits_recon,) =
+        jacrev(...)(*acts.sparse, sae, model, tokens, token_ids)`. The rows of `grads` follow `token_ids` by themselves.
+        """,
     ),
 )
 
@@ -127,15 +157,21 @@ GRADIENT_VS_ABLATION = Exercise(
     importance=5,
     minutes=30,
     hints=(
-        "`predicted` is one line with what you have: the gradient of one logit, times the activations. For `actual`, "
-        "think about what the dictionary's error term does when one latent is set to zero: it stays as it is. So "
-        "only one thing leaves the stream.",
-        "What leaves is the latent's share: its activation times its decoder row, at its own position. So a hook at "
-        "the dictionary's place takes `acts.values[j] * sae.W_dec[latent]` away from `resid[:, position]`. Run once "
-        "without and once for each latent, and subtract: logit before minus logit after.",
-        "One run for each latent is right but slow. A hook may return a larger batch than it was given: "
-        "`resid = resid.repeat(n, 1, 1)`, then `resid[torch.arange(n), position] -= share`, and the later blocks run n "
-        "cases at once, the earlier ones only one. Thirty to sixty at a time fit into memory.",
+        """
+        `predicted` is one line with what you have: the gradient of one logit, times the activations. For `actual`,
+        think about what the dictionary's error term does when one latent is set to zero: it stays as it is. So only one
+        thing leaves the stream.
+        """,
+        """
+        What leaves is the latent's share: its activation times its decoder row, at its own position. So a hook at the
+        dictionary's place takes `acts.values[j] * sae.W_dec[latent]` away from `resid[:, position]`. Run once without
+        and once for each latent, and subtract: logit before minus logit after.
+        """,
+        """
+        One run for each latent is right but slow. A hook may return a larger batch than it was given: `resid =
+        resid.repeat(n, 1, 1)`, then `resid[torch.arange(n), position] -= share`, and the later blocks run n cases at
+        once, the earlier ones only one. Thirty to sixty at a time fit into memory.
+        """,
     ),
 )
 
@@ -147,12 +183,18 @@ JACOBIAN_PLAN = Exercise(
     importance=4,
     minutes=10,
     hints=(
-        "Forward mode pushes one *input* direction through the function and gets a column. Reverse mode pulls one "
-        "*output* direction back and gets a row. Which are fewer, columns or rows?",
-        "As many directions at once as fit the budget: a whole number of them, rounded *down*; but no more than "
-        "there are. And the number of chunks is rounded *up*.",
-        "`directions = min(n_inputs, n_outputs)`; `chunk = min(directions, budget_bytes // bytes_per_direction)`; a "
-        "ValueError if that is 0; `n_chunks = math.ceil(directions / chunk)`.",
+        """
+        Forward mode pushes one *input* direction through the function and gets a column. Reverse mode pulls one
+        *output* direction back and gets a row. Which are fewer, columns or rows?
+        """,
+        """
+        As many directions at once as fit the budget: a whole number of them, rounded *down*; but no more than there
+        are. And the number of chunks is rounded *up*.
+        """,
+        """
+        `directions = min(n_inputs, n_outputs)`; `chunk = min(directions, budget_bytes // bytes_per_direction)`; a
+        ValueError if that is 0; `n_chunks = math.ceil(directions / chunk)`.
+        """,
     ),
 )
 
@@ -164,14 +206,20 @@ JACOBIAN_BLOCK = Exercise(
     importance=3,
     minutes=45,
     hints=(
-        "Make a function of the chosen inputs alone, which returns the chosen outputs alone: `f(some) = values at "
-        "fixed places`. Then it has `len(columns)` inputs and `len(rows)` outputs, and either mode applies.",
-        "Under `vmap` a function may not ask which entries are non-zero, since the answer's length would differ from "
-        "case to case. So run once first to learn the places of the later latents (`dense.nonzero()[rows]`), and in "
-        "`f` index the dense encoding with them. The inputs go in with `values.index_put((columns,), some)`.",
-        "Forward: `vmap(lambda d: torch.func.jvp(f, (x,), (d,))[1])` on rows of `torch.eye(len(columns))`, `chunk` "
-        "rows at a time, concatenated and transposed. Reverse: `_, pull = torch.func.vjp(f, x)`, then `vmap(pull)` "
-        "on rows of `torch.eye(len(rows))`.",
+        """
+        Make a function of the chosen inputs alone, which returns the chosen outputs alone: `f(some) = values at fixed
+        places`. Then it has `len(columns)` inputs and `len(rows)` outputs, and either mode applies.
+        """,
+        """
+        Under `vmap` a function may not ask which entries are non-zero, since the answer's length would differ from case
+        to case. So run once first to learn the places of the later latents (`dense.nonzero()[rows]`), and in `f` index
+        the dense encoding with them. The inputs go in with `values.index_put((columns,), some)`.
+        """,
+        """
+        Forward: `vmap(lambda d: torch.func.jvp(f, (x,), (d,))[1])` on rows of `torch.eye(len(columns))`, `chunk` rows
+        at a time, concatenated and transposed. Reverse: `_, pull = torch.func.vjp(f, x)`, then `vmap(pull)` on rows of
+        `torch.eye(len(rows))`.
+        """,
     ),
 )
 
@@ -311,26 +359,26 @@ def parts(acts, name):
     return acts.values, acts.indices, tuple(acts.shape)
 
 
-SINK_COUNTED = (
-    "Latents at the first position are among the active ones. That is the attention sink, on which these "
-    "dictionaries were never trained: zero their activations at positions before `first_position(model)`."
-)
-SINK_RECONSTRUCTED = (
-    "The stream at the first position was replaced too. The dictionary never saw the attention sink: there the stream "
-    "passes through untouched. Keep `resid[:, :first]` with `first = first_position(model)`."
-)
-NOT_REPLACED = (
-    "These are the later latents of the *untouched* model: the reconstruction has not taken the stream's place. Does "
-    "your hook return a tensor? A hook that returns nothing changes nothing."
-)
-RECOMPUTED = (
-    "These belong to the prompt's own activations, not to those that were handed over. The function must decode "
-    "`latent_acts_nonzero`, whatever the prompt would give."
-)
-RECONSTRUCTION_AS_TRUE = (
-    "These are the activations with the reconstruction in place of the stream. The true ones come from a run that "
-    "nothing was put into (or with the error term on)."
-)
+SINK_COUNTED = """
+    Latents at the first position are among the active ones. That is the attention sink, on which these dictionaries
+    were never trained: zero their activations at positions before `first_position(model)`.
+    """
+SINK_RECONSTRUCTED = """
+    The stream at the first position was replaced too. The dictionary never saw the attention sink: there the stream
+    passes through untouched. Keep `resid[:, :first]` with `first = first_position(model)`.
+    """
+NOT_REPLACED = """
+    These are the later latents of the *untouched* model: the reconstruction has not taken the stream's place. Does your
+    hook return a tensor? A hook that returns nothing changes nothing.
+    """
+RECOMPUTED = """
+    These belong to the prompt's own activations, not to those that were handed over. The function must decode
+    `latent_acts_nonzero`, whatever the prompt would give.
+    """
+RECONSTRUCTION_AS_TRUE = """
+    These are the activations with the reconstruction in place of the stream. The true ones come from a run that nothing
+    was put into (or with the error term on).
+    """
 
 
 def same_entries(acts, want, name, why, mistakes=()):
@@ -420,8 +468,9 @@ def rank_error(call):
         "ValueError",
         mentions=("tokens",),
         why="one prompt without its batch axis has rank 1: say so in words, before the model trips over it",
-        hint="Begin with `if tokens.ndim != 2: raise ValueError(...)`, and let the text say what shape `tokens` must "
-        "have.",
+        hint="""
+            Begin with `if tokens.ndim != 2: raise ValueError(...)`, and let the text say what shape `tokens` must have.
+            """,
     )
 
 
@@ -431,8 +480,10 @@ def order_error(call):
         "ValueError",
         mentions=("earlier",),
         why="latents do not depend on later ones: a dictionary at a later layer was given as the earlier one",
-        hint="Compare the layers in the two hook names, and raise a ValueError that says which dictionary must be at "
-        "an earlier layer.",
+        hint="""
+            Compare the layers in the two hook names, and raise a ValueError that says which dictionary must be at an
+            earlier layer.
+            """,
     )
 
 
@@ -465,8 +516,10 @@ def cheap(seen, passes, blocks, why):
         expected=f"at most blocks 0 to {blocks - 1}",
         returned=f"{seen.blocks} blocks ran",
         why=why,
-        hint=f"Pass `stop_at_layer`: blocks behind the later dictionary can not change what it reads, which is "
-        f"`blocks.{blocks}.hook_resid_pre` or earlier.",
+        hint=f"""
+            Pass `stop_at_layer`: blocks behind the later dictionary can not change what it reads, which is
+            `blocks.{blocks}.hook_resid_pre` or earlier.
+            """,
     )
 
 
@@ -495,8 +548,10 @@ def splice_mistakes(model, tokens, sae_from, sae_to, dense):
         (true_acts(model, tokens, sae_to), NOT_REPLACED),
         (
             encoded(model, sae_to, late),
-            "The model ran one block too far: `stop_at_layer=L` stops in front of block L, and that is where "
-            "`blocks.L.hook_resid_pre` is.",
+            """
+            The model ran one block too far: `stop_at_layer=L` stops in front of block L, and that is where
+            `blocks.L.hook_resid_pre` is.
+            """,
         ),
         (later_acts(model, tokens, sae_from, sae_to, true_acts(model, tokens, sae_from)), RECOMPUTED),
     ]
@@ -505,8 +560,10 @@ def splice_mistakes(model, tokens, sae_from, sae_to, dense):
 @LATENT_ACTS_TO_LATER_LATENT_ACTS.check(
     "what the later dictionary sees",
     points=2,
-    hint="Decode, put the reconstruction in place of the stream by a hook (not at the sink), run up to the later "
-    "dictionary's layer, encode.",
+    hint="""
+        Decode, put the reconstruction in place of the stream by a hook (not at the sink), run up to the later
+        dictionary's layer, encode.
+        """,
 )
 def test_later_latents(impl, model):
     tokens, sae_from, sae_to = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
@@ -521,8 +578,10 @@ def test_later_latents(impl, model):
         want,
         name="the dense later activations",
         dims=("batch", "seq", "d_sae"),
-        why="a torch hook on block 3 overwrote the stream with the reconstruction; two of three latents were handed "
-        "over, weakened to 0.7",
+        why="""
+            a torch hook on block 3 overwrote the stream with the reconstruction; two of three latents were handed over,
+            weakened to 0.7
+            """,
         mistakes=lambda: splice_mistakes(model, tokens, sae_from, sae_to, dense),
     )
     as_listed = sparse(torch.as_tensor(got).detach())[0]
@@ -562,8 +621,10 @@ def test_later_latents_batch(impl, model, dictionaries):
 @LATENT_ACTS_TO_LATER_LATENT_ACTS.check(
     "gradients pass",
     points=1,
-    hint="No `torch.no_grad()`, no `.detach()`, no writing into a tensor in place, and "
-    "`SparseTensor.from_sparse(...).dense` must be computed from the values.",
+    hint="""
+        No `torch.no_grad()`, no `.detach()`, no writing into a tensor in place, and
+        `SparseTensor.from_sparse(...).dense` must be computed from the values.
+        """,
 )
 def test_later_latents_differentiable(impl, model):
     tokens, sae_from, sae_to = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
@@ -612,8 +673,10 @@ def test_later_latents_cost(impl, model):
 @LATENT_ACTS_TO_LATER_LATENT_ACTS.check(
     "bad input is refused in words",
     points=1,
-    hint="Two demands: `tokens` of rank 2, and `sae_from` at an earlier layer than `sae_to`. The hook names hold the "
-    "layers.",
+    hint="""
+        Two demands: `tokens` of rank 2, and `sae_from` at an earlier layer than `sae_to`. The hook names hold the
+        layers.
+        """,
 )
 def test_later_latents_errors(impl, model):
     tokens, early, late = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
@@ -638,8 +701,9 @@ def latent_function(model, tokens, sae_from, sae_to, dense):
     "three sets of active latents",
     points=2,
     seconds=60,
-    hint="`acts_prev` and `acts_next` come from the untouched model, `acts_next_recon` from your function of exercise "
-    "4.1.",
+    hint="""
+        `acts_prev` and `acts_next` come from the untouched model, `acts_next_recon` from your function of exercise 4.1.
+        """,
 )
 def test_gradient_acts(impl, model):
     tokens, sae_from, sae_to = model.to_tokens("In Paris,"), stand_in(3, seed=1), stand_in(5, seed=1)
@@ -666,14 +730,14 @@ def test_gradient_acts(impl, model):
     )
 
 
-WRONG_ROWS = (
-    "There is a row for each of the latents that are active in the *untouched* model. Only what is computed from the "
-    "reconstruction can be differentiated: rows follow `acts_next_recon`."
-)
-DENSE_ROWS = (
-    "The Jacobian holds latents that are not active as well. Differentiate between active entries only: from "
-    "`acts_prev.values` to the first result of `latent_acts_to_later_latent_acts`."
-)
+WRONG_ROWS = """
+    There is a row for each of the latents that are active in the *untouched* model. Only what is computed from the
+    reconstruction can be differentiated: rows follow `acts_next_recon`.
+    """
+DENSE_ROWS = """
+    The Jacobian holds latents that are not active as well. Differentiate between active entries only: from
+    `acts_prev.values` to the first result of `latent_acts_to_later_latent_acts`.
+    """
 
 
 @LATENT_TO_LATENT_GRADIENTS.check(
@@ -697,8 +761,10 @@ def test_gradients(impl, model):
         grads,
         function,
         x,
-        why="row i is the later latent `acts_next_recon.indices[i]`, column j the earlier one "
-        "`acts_prev.indices[j]`; a torch hook put slightly changed reconstructions into the model",
+        why="""
+            row i is the later latent `acts_next_recon.indices[i]`, column j the earlier one `acts_prev.indices[j]`; a
+            torch hook put slightly changed reconstructions into the model
+            """,
     )
 
 
@@ -725,8 +791,10 @@ def test_gradients_real(impl, model, dictionaries):
     "nothing looks ahead, and prompts do not meet",
     points=1,
     seconds=60,
-    hint="An entry can be non-zero only where the later latent is in the same row and at the same position or "
-    "further right. If others are, rows or columns are out of order.",
+    hint="""
+        An entry can be non-zero only where the later latent is in the same row and at the same position or further
+        right. If others are, rows or columns are out of order.
+        """,
 )
 def test_gradients_causal(impl, model):
     tokens, sae_from, sae_to = model.to_tokens(["The Eiffel", "In Paris,"]), stand_in(3), stand_in(5)
@@ -756,8 +824,9 @@ def test_gradients_causal(impl, model):
     "few passes, no hook left",
     points=1,
     seconds=60,
-    hint="The model need not run once for each latent: `jacrev` does one forward pass and pulls all rows back through "
-    "it.",
+    hint="""
+        The model need not run once for each latent: `jacrev` does one forward pass and pulls all rows back through it.
+        """,
 )
 def test_gradients_cost(impl, model):
     tokens, sae_from, sae_to = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
@@ -771,8 +840,10 @@ def test_gradients_cost(impl, model):
     "bad input is refused in words",
     points=1,
     seconds=60,
-    hint="`tokens` of the wrong rank, the later dictionary given as the earlier one, no active latent at all: three "
-    "ValueErrors.",
+    hint="""
+        `tokens` of the wrong rank, the later dictionary given as the earlier one, no active latent at all: three
+        ValueErrors.
+        """,
 )
 def test_gradients_errors(impl, model):
     tokens, early, late = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
@@ -792,18 +863,20 @@ def with_scales(model, tokens, sae, scales):
     return encoded(model, sae, stream)
 
 
-SCALED_LATE = (
-    "The scales act on the stream where the dictionary reads it. Tokens enter at the very beginning: scale the "
-    "embeddings, `hook_embed`, and let the blocks run on that."
-)
+SCALED_LATE = """
+    The scales act on the stream where the dictionary reads it. Tokens enter at the very beginning: scale the
+    embeddings, `hook_embed`, and let the blocks run on that.
+    """
 SCALES_UNUSED = "The scales have no effect. Does your hook return the scaled embeddings?"
 
 
 @TOKENS_TO_LATENT_ACTS.check(
     "each token with its own factor",
     points=2,
-    hint="The hook at `hook_embed` returns `embeddings * token_scales[..., None]`; then run up to the "
-    "dictionary and encode.",
+    hint="""
+        The hook at `hook_embed` returns `embeddings * token_scales[..., None]`; then run up to the dictionary and
+        encode.
+        """,
 )
 def test_token_scales(impl, model, dictionaries):
     tokens, sae = model.to_tokens(["The Eiffel", "In Paris,"]), dictionaries["resid_pre.6"]
@@ -918,8 +991,10 @@ def test_token_gradients(impl, model, dictionaries):
 @TOKEN_TO_LATENT_GRADIENTS.check(
     "nothing looks ahead, and prompts do not meet",
     points=1,
-    hint="A latent can depend on the tokens of its own row, up to its own position. If other entries are not zero, "
-    "the axes are mixed up: (batch, seq, nnz).",
+    hint="""
+        A latent can depend on the tokens of its own row, up to its own position. If other entries are not zero, the
+        axes are mixed up: (batch, seq, nnz).
+        """,
 )
 def test_token_gradients_causal(impl, model):
     tokens, sae = model.to_tokens(["The Eiffel", "In Paris,"]), stand_in(4)
@@ -1064,8 +1139,10 @@ def test_logits_gradient(impl, model):
 @LATENT_ACTS_TO_LOGITS.check(
     "bad input is refused in words",
     points=1,
-    hint="The logits of *one* prompt are asked for, so `tokens` must have the shape `[1, seq]`: anything else is a "
-    "ValueError.",
+    hint="""
+        The logits of *one* prompt are asked for, so `tokens` must have the shape `[1, seq]`: anything else is a
+        ValueError.
+        """,
 )
 def test_logits_errors(impl, model):
     tokens, sae = model.to_tokens(EIFFEL), stand_in(27)
@@ -1081,8 +1158,9 @@ FIVE = ("grads", "logits", "logits_recon", "token_ids", "acts")
     "what is explained: logits, tokens, latents",
     points=2,
     seconds=60,
-    hint="`logits` and `token_ids` belong to the untouched model, `logits_recon` to the one with the reconstruction "
-    "in it.",
+    hint="""
+        `logits` and `token_ids` belong to the untouched model, `logits_recon` to the one with the reconstruction in it.
+        """,
 )
 def test_logit_gradient_parts(impl, model):
     tokens, sae, k = model.to_tokens(TOWER), stand_in(24), 6
@@ -1116,8 +1194,10 @@ def test_logit_gradient_parts(impl, model):
         want.topk(k).indices,
         name="`token_ids`",
         why=f"the {k} tokens with the largest logits in the untouched model, largest first",
-        hint="These are the top tokens of the *reconstruction*. The model's own answer is to be explained: take the "
-        "top tokens of the untouched logits."
+        hint="""
+            These are the top tokens of the *reconstruction*. The model's own answer is to be explained: take the top
+            tokens of the untouched logits.
+            """
         if of_recon
         else "`logits.topk(k).indices`, largest first.",
     )
@@ -1141,8 +1221,10 @@ def test_logit_gradients(impl, model, dictionaries):
         values,
         outputs="token_ids",
         step=3e-2,
-        why="row t is the logit of `token_ids[t]`, column j the latent `acts.indices[j]`; slightly changed "
-        "reconstructions were put into the model",
+        why="""
+            row t is the logit of `token_ids[t]`, column j the latent `acts.indices[j]`; slightly changed
+            reconstructions were put into the model
+            """,
     )
 
 
@@ -1150,8 +1232,10 @@ def test_logit_gradients(impl, model, dictionaries):
     "few passes, bad input refused",
     points=1,
     seconds=60,
-    hint="A ValueError for `tokens` that are not `[1, seq]`, for a `k` that the vocabulary does not have, and where "
-    "no latent is active.",
+    hint="""
+        A ValueError for `tokens` that are not `[1, seq]`, for a `k` that the vocabulary does not have, and where no
+        latent is active.
+        """,
 )
 def test_logit_gradient_errors(impl, model):
     tokens, sae = model.to_tokens(EIFFEL), stand_in(27)
@@ -1228,8 +1312,10 @@ def test_predicted(impl, model):
         "shares of "
         "themselves, three times at random",
         returned=f"{expect.describe(shares @ predicted)} = `shares @ predicted`",
-        why="share times (activation times gradient), summed, is the slope of the logit in that direction, with the "
-        "reconstruction in the model",
+        why="""
+            share times (activation times gradient), summed, is the slope of the logit in that direction, with the
+            reconstruction in the model
+            """,
         hint=next((hint for wrong, hint in hints if near(shares @ wrong, want, 0.05)), None),
     )
 
@@ -1238,8 +1324,10 @@ def test_predicted(impl, model):
     "actual: one latent leaves the true stream",
     points=3,
     seconds=90,
-    hint="Take the latent's activation times its decoder row out of the stream at its position, nothing else: logit "
-    "before minus logit after.",
+    hint="""
+        Take the latent's activation times its decoder row out of the stream at its position, nothing else: logit before
+        minus logit after.
+        """,
 )
 def test_actual(impl, model):
     sae = stand_in(27, d_sae=16, k=12)
@@ -1266,13 +1354,17 @@ def test_actual(impl, model):
             ),
             (
                 within,
-                "Here the stream was the reconstruction before and after. The truth is asked for: keep the error "
-                "term, so that only the one latent's share leaves the true stream.",
+                """
+                Here the stream was the reconstruction before and after. The truth is asked for: keep the error term, so
+                that only the one latent's share leaves the true stream.
+                """,
             ),
             (
                 swapped,
-                "The logit after was taken with the reconstruction in place, the one before without: so everything "
-                "that the dictionary misses was removed as well. Keep the error term.",
+                """
+                The logit after was taken with the reconstruction in place, the one before without: so everything that
+                the dictionary misses was removed as well. Keep the error term.
+                """,
             ),
         ],
     )
@@ -1340,10 +1432,10 @@ def best_plan(n_inputs, n_outputs, per_direction, budget):
     return [(mode, chunk, chunks) for directions, chunks, mode, chunk in plans if directions == fewest]
 
 
-MODES = (
-    "Forward mode takes a direction for each *input*, reverse mode one for each *output*: the smaller number wins. "
-    "Few inputs and many outputs: forward."
-)
+MODES = """
+    Forward mode takes a direction for each *input*, reverse mode one for each *output*: the smaller number wins. Few
+    inputs and many outputs: forward.
+    """
 
 
 @JACOBIAN_PLAN.check("the cheaper mode", points=1, hint=MODES)
@@ -1364,8 +1456,10 @@ def test_plan_mode(impl):
 @JACOBIAN_PLAN.check(
     "chunks that fit",
     points=2,
-    hint="`chunk` is the budget divided by what one direction takes, rounded down, and no more than there are "
-    "directions; `n_chunks` is rounded up.",
+    hint="""
+        `chunk` is the budget divided by what one direction takes, rounded down, and no more than there are directions;
+        `n_chunks` is rounded up.
+        """,
 )
 def test_plan_chunks(impl):
     for case in (
@@ -1395,8 +1489,10 @@ def test_plan_chunks(impl):
             tuple(got),
             want,
             name="(mode, chunk, n_chunks)",
-            why=f"{case[0]} inputs, {case[1]} outputs, {case[2]} bytes a direction, {case[3]} bytes in all: every "
-            "plan was tried",
+            why=f"""
+                {case[0]} inputs, {case[1]} outputs, {case[2]} bytes a direction, {case[3]} bytes in all: every plan was
+                tried
+                """,
             hint=hint,
         )
 
@@ -1426,9 +1522,11 @@ def block_case(model, d_sae=160, k=120, prompt="The Eiffel"):
     "the right entries, in both modes",
     points=2,
     seconds=60,
-    hint="Row i is the later latent `acts_next_recon.indices[rows[i]]`, column j the earlier one "
-    "`acts_prev.indices[columns[j]]`, in the order given. Forward mode gives columns, so its stack of results must "
-    "be transposed.",
+    hint="""
+        Row i is the later latent `acts_next_recon.indices[rows[i]]`, column j the earlier one
+        `acts_prev.indices[columns[j]]`, in the order given. Forward mode gives columns, so its stack of results must be
+        transposed.
+        """,
 )
 def test_block(impl, model):
     tokens, sae_from, sae_to, dense, later = block_case(model)
@@ -1460,10 +1558,10 @@ def test_block(impl, model):
 
 LIMIT, REFERENCE, NAIVE, CHUNK_LIMIT = 10, 4, 21, 4  # MB
 
-WHOLE = (
-    "This looks like the memory of the whole Jacobian, or of the larger side. Differentiate a function from the "
-    "chosen inputs to the chosen outputs only, and take the mode with fewer directions."
-)
+WHOLE = """
+    This looks like the memory of the whole Jacobian, or of the larger side. Differentiate a function from the chosen
+    inputs to the chosen outputs only, and take the mode with fewer directions.
+    """
 
 
 @JACOBIAN_BLOCK.check(
@@ -1486,8 +1584,10 @@ def test_block_cost(impl, model):
             megabytes < LIMIT,
             expected=f"less than {LIMIT} MB of tensors alive at once",
             returned=f"{megabytes:.1f} MB",
-            why=f"{len(rows)} rows and {len(columns)} columns, so two directions: the reference needs "
-            f"{REFERENCE} MB, the naive way (all rows in reverse mode) {NAIVE} MB",
+            why=f"""
+                {len(rows)} rows and {len(columns)} columns, so two directions: the reference needs {REFERENCE} MB, the
+                naive way (all rows in reverse mode) {NAIVE} MB
+                """,
         )
 
 
@@ -1495,8 +1595,9 @@ def test_block_cost(impl, model):
     "no more under way than the chunk allows",
     points=2,
     seconds=60,
-    hint="Cut the directions into pieces of `chunk`, and run `vmap` on one piece at a time. What is done must be let "
-    "go.",
+    hint="""
+        Cut the directions into pieces of `chunk`, and run `vmap` on one piece at a time. What is done must be let go.
+        """,
 )
 def test_block_chunks(impl, model):
     tokens, sae_from, sae_to, dense, later = block_case(model)

@@ -19,15 +19,21 @@ HEAD_SCORES = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "`model.run_with_cache(tokens, names_filter=...)` gives the attention patterns: "
-        "`blocks.L.attn.hook_pattern` has the axes `[batch, head, from, to]`. Both scores are means over a few "
-        "entries of each pattern, and the question is only which.",
-        "Draw the positions for a half of 3: `0 | 1 2 3 | 4 5 6` holds the tokens `s | A B C | A B C`. Position 4 "
-        "(the second A) should look at position 2 (the first B). In general, position p of the second half looks "
-        "for `p - half + 1`. The previous-token score takes position p to p - 1, for p from 2 on.",
-        "With `half = (tokens.shape[1] - 1) // 2` and `pattern` of one layer: `reader = torch.arange(2, seq)`, "
-        "`pattern[..., reader, reader - 1].mean(dim=(0, 2))`; and `second = torch.arange(half + 1, seq)`, "
-        "`pattern[..., second, second - half + 1].mean(dim=(0, 2))`. Stack over layers.",
+        """
+        `model.run_with_cache(tokens, names_filter=...)` gives the attention patterns: `blocks.L.attn.hook_pattern` has
+        the axes `[batch, head, from, to]`. Both scores are means over a few entries of each pattern, and the question
+        is only which.
+        """,
+        """
+        Draw the positions for a half of 3: `0 | 1 2 3 | 4 5 6` holds the tokens `s | A B C | A B C`. Position 4 (the
+        second A) should look at position 2 (the first B). In general, position p of the second half looks for `p - half
+        + 1`. The previous-token score takes position p to p - 1, for p from 2 on.
+        """,
+        """
+        With `half = (tokens.shape[1] - 1) // 2` and `pattern` of one layer: `reader = torch.arange(2, seq)`,
+        `pattern[..., reader, reader - 1].mean(dim=(0, 2))`; and `second = torch.arange(half + 1, seq)`, `pattern[...,
+        second, second - half + 1].mean(dim=(0, 2))`. Stack over layers.
+        """,
     ),
 )
 
@@ -39,17 +45,23 @@ LATER_LATENT_ACTS = Exercise(
     importance=4,
     minutes=25,
     hints=(
-        "It is the residual function of chapter 04 with two changes: what is replaced and what is read lies *inside* "
-        "a block. So the later z can not be what the stopped model returns: a second hook has to pick it up.",
-        "Two hooks in one `run_with_hooks`: one at `sae_from.cfg.metadata.hook_name` returns the reconstruction, with "
-        "the true z put back before `first_position(model)`; one at `sae_to.cfg.metadata.hook_name` puts "
-        "`sae_to.encode(z)` into a list and returns nothing. z has the axes `[batch, seq, head, d_head]`, and so has "
-        "what `decode` gives. (If `decode` complains about `d_head`: a dictionary learns the size of a head when it "
-        "first encodes. Say `sae_from.d_head = model.cfg.d_head` before.)",
-        "`dense = SparseTensor.from_sparse((values, inds, shape)).dense`, `reconstruction = sae_from.decode(dense)`; "
-        "in the first hook `return torch.cat([z[:, :first], reconstruction[:, first:]], dim=1)`. Run with "
-        "`stop_at_layer` one above the later dictionary's layer, zero the later activations before `first`, and return "
-        "`later.values, (later.dense,)`.",
+        """
+        It is the residual function of chapter 04 with two changes: what is replaced and what is read lies *inside* a
+        block. So the later z can not be what the stopped model returns: a second hook has to pick it up.
+        """,
+        """
+        Two hooks in one `run_with_hooks`: one at `sae_from.cfg.metadata.hook_name` returns the reconstruction, with the
+        true z put back before `first_position(model)`; one at `sae_to.cfg.metadata.hook_name` puts `sae_to.encode(z)`
+        into a list and returns nothing. z has the axes `[batch, seq, head, d_head]`, and so has what `decode` gives.
+        (If `decode` complains about `d_head`: a dictionary learns the size of a head when it first encodes. Say
+        `sae_from.d_head = model.cfg.d_head` before.)
+        """,
+        """
+        `dense = SparseTensor.from_sparse((values, inds, shape)).dense`, `reconstruction = sae_from.decode(dense)`; in
+        the first hook `return torch.cat([z[:, :first], reconstruction[:, first:]], dim=1)`. Run with `stop_at_layer`
+        one above the later dictionary's layer, zero the later activations before `first`, and return `later.values,
+        (later.dense,)`.
+        """,
     ),
 )
 
@@ -61,15 +73,21 @@ GRADIENTS = Exercise(
     importance=5,
     minutes=20,
     hints=(
-        "Two steps: the true activations of both dictionaries in one run, then the Jacobian of your function of 5.2a "
-        "at the true earlier ones.",
-        "For the first step, read both z in one run without changing anything and encode: that is what attached "
-        "dictionaries see with the error term on. For the second, `torch.func.jacrev(f, has_aux=True)` differentiates "
-        "the first output of f by its first argument and hands the second output through. Without `chunk_size`, it "
-        "holds all rows in memory at once.",
-        "`grads, (dense,) = torch.func.jacrev(latent_acts_to_later_latent_acts_attn, has_aux=True, chunk_size=64)("
-        "*acts_prev.sparse, sae_from, sae_to, model, tokens)`; return `grads, acts_prev, acts_next, "
-        "SparseTensor.from_dense(dense)`.",
+        """
+        Two steps: the true activations of both dictionaries in one run, then the Jacobian of your function of 5.2a at
+        the true earlier ones.
+        """,
+        """
+        For the first step, read both z in one run without changing anything and encode: that is what attached
+        dictionaries see with the error term on. For the second, `torch.func.jacrev(f, has_aux=True)` differentiates the
+        first output of f by its first argument and hands the second output through. Without `chunk_size`, it holds all
+        rows in memory at once.
+        """,
+        """
+        `grads, (dense,) = torch.func.jacrev(latent_acts_to_later_latent_acts_attn, has_aux=True,
+        chunk_size=64)(*acts_prev.sparse, sae_from, sae_to, model, tokens)`; return `grads, acts_prev, acts_next,
+        SparseTensor.from_dense(dense)`.
+        """,
     ),
 )
 
@@ -81,12 +99,18 @@ INDUCTION_LATENTS = Exercise(
     importance=4,
     minutes=15,
     hints=(
-        "`acts > 0` says where a latent is active. What is left is two means over the right positions and two "
-        "comparisons.",
-        "Position 0 is the special token and belongs to neither half. With `half = (seq - 1) // 2` the first half is "
-        "`1 : half + 1`, the second `half + 1 :`. A share is a mean over rows *and* positions.",
-        "`first = (acts > 0)[:, 1 : half + 1].float().mean(dim=(0, 1))`, `second` likewise; then "
-        "`((second >= min_second) & (first <= max_first)).nonzero().squeeze(1)`.",
+        """
+        `acts > 0` says where a latent is active. What is left is two means over the right positions and two
+        comparisons.
+        """,
+        """
+        Position 0 is the special token and belongs to neither half. With `half = (seq - 1) // 2` the first half is `1 :
+        half + 1`, the second `half + 1 :`. A share is a mean over rows *and* positions.
+        """,
+        """
+        `first = (acts > 0)[:, 1 : half + 1].float().mean(dim=(0, 1))`, `second` likewise; then `((second >= min_second)
+        & (first <= max_first)).nonzero().squeeze(1)`.
+        """,
     ),
 )
 
@@ -98,16 +122,21 @@ PREVIOUS_TOKEN_LATENTS = Exercise(
     importance=5,
     minutes=30,
     hints=(
-        "An entry of the Jacobian belongs to a later latent at a position (the reader) and an earlier latent at a "
-        "position (the source). Keep the entries whose reader is an induction latent in the second half and whose "
-        "source stands `half - 1` positions before; add up gradient times activation for each earlier latent.",
-        "Make a mask of the shape of `grads`: `is_reader[:, None] & (reader_position[:, None] - "
-        "source_position[None, :] == half - 1)`, and the same row of the batch. Then "
-        "`(grads * values * mask).sum(dim=0)` has one number for each earlier active entry, and several entries may "
-        "be the same latent.",
-        "`totals.index_add_(0, source_latent, contributions)` adds them up by latent, over all sequences; "
-        "`totals.topk(k).indices` is the answer. Latents that never stand at such a place must not get in with their "
-        "total of 0: raise the error if there are fewer than k that do.",
+        """
+        An entry of the Jacobian belongs to a later latent at a position (the reader) and an earlier latent at a
+        position (the source). Keep the entries whose reader is an induction latent in the second half and whose source
+        stands `half - 1` positions before; add up gradient times activation for each earlier latent.
+        """,
+        """
+        Make a mask of the shape of `grads`: `is_reader[:, None] & (reader_position[:, None] - source_position[None, :]
+        == half - 1)`, and the same row of the batch. Then `(grads * values * mask).sum(dim=0)` has one number for each
+        earlier active entry, and several entries may be the same latent.
+        """,
+        """
+        `totals.index_add_(0, source_latent, contributions)` adds them up by latent, over all sequences;
+        `totals.topk(k).indices` is the answer. Latents that never stand at such a place must not get in with their
+        total of 0: raise the error if there are fewer than k that do.
+        """,
     ),
 )
 
@@ -119,13 +148,19 @@ LOG_PROB_WITHOUT = Exercise(
     importance=5,
     minutes=20,
     hints=(
-        "A hook at the dictionary's place gets z. What the latents contribute to it is the sum of activation times "
-        "decoder row. Take away that much and no more: the rest of z stays, so the error term stays.",
-        "`sae.encode(z)[..., latents] @ sae.W_dec[latents]` has heads side by side, `[batch, seq, n_heads * d_head]`; "
-        "bring it into the shape of z. Before `first_position(model)`, nothing changes.",
-        "In the hook: `share = (sae.encode(z)[..., latents] @ sae.W_dec[latents]).reshape(z.shape)`, "
-        "`return torch.cat([z[:, :first], (z - share)[:, first:]], dim=1)`. Then run the whole model and return "
-        "`repeat_log_prob(logits, tokens)`.",
+        """
+        A hook at the dictionary's place gets z. What the latents contribute to it is the sum of activation times
+        decoder row. Take away that much and no more: the rest of z stays, so the error term stays.
+        """,
+        """
+        `sae.encode(z)[..., latents] @ sae.W_dec[latents]` has heads side by side, `[batch, seq, n_heads * d_head]`;
+        bring it into the shape of z. Before `first_position(model)`, nothing changes.
+        """,
+        """
+        In the hook: `share = (sae.encode(z)[..., latents] @ sae.W_dec[latents]).reshape(z.shape)`, `return
+        torch.cat([z[:, :first], (z - share)[:, first:]], dim=1)`. Then run the whole model and return
+        `repeat_log_prob(logits, tokens)`.
+        """,
     ),
 )
 
@@ -137,14 +172,19 @@ MATCHED_CONTROLS = Exercise(
     importance=5,
     minutes=20,
     hints=(
-        "Mean activation of every latent first. Then, set by set and latent by latent: who is still free, which "
-        "`pool` of them are nearest, draw one.",
-        "Keep a mask of free latents: active, not given, not yet in this set. "
-        "`(mean[free] - mean[latent]).abs().argsort()[:pool]` are places *in the list of free latents*, not latent "
-        "numbers.",
-        "`free = mask.nonzero().squeeze(1)`, `nearest = free[(mean[free] - mean[latent]).abs().argsort()[:pool]]`, "
-        "`pick = nearest[torch.randint(len(nearest), (), generator=generator)]`, `mask[pick] = False`. A new mask for "
-        "every set, one generator (seeded once) for all.",
+        """
+        Mean activation of every latent first. Then, set by set and latent by latent: who is still free, which `pool` of
+        them are nearest, draw one.
+        """,
+        """
+        Keep a mask of free latents: active, not given, not yet in this set. `(mean[free] -
+        mean[latent]).abs().argsort()[:pool]` are places *in the list of free latents*, not latent numbers.
+        """,
+        """
+        `free = mask.nonzero().squeeze(1)`, `nearest = free[(mean[free] - mean[latent]).abs().argsort()[:pool]]`, `pick
+        = nearest[torch.randint(len(nearest), (), generator=generator)]`, `mask[pick] = False`. A new mask for every
+        set, one generator (seeded once) for all.
+        """,
     ),
 )
 
@@ -225,30 +265,32 @@ def table(model, tokens):
     return patterns(model, tuple(map(tuple, tokens.tolist())))
 
 
-SINK_COUNTED = (
-    "Position 1 looks at the special token, and that is the attention sink: every head pours attention into it. Start "
-    "with position 2."
-)
-DUPLICATE = (
-    "This is how much the second A looks at the first A (a duplicate-token head does that). Induction looks one place "
-    "further: at the token *behind* the earlier occurrence, `p - half + 1`."
-)
+SINK_COUNTED = """
+    Position 1 looks at the special token, and that is the attention sink: every head pours attention into it. Start
+    with position 2.
+    """
+DUPLICATE = """
+    This is how much the second A looks at the first A (a duplicate-token head does that). Induction looks one place
+    further: at the token *behind* the earlier occurrence, `p - half + 1`.
+    """
 TOO_FAR = "One place off: position p of the second half should look at `p - half + 1`. Draw it for a half of 3."
 WHOLE_SEQUENCE = (
     "The induction score is averaged over too many positions: only those of the second half have an earlier occurrence."
 )
-LAST_MISSING = (
-    "Not all tokens of the second half are in the mean: the first of them (position `half + 1`) and the last have an "
-    "earlier occurrence too."
-)
+LAST_MISSING = """
+    Not all tokens of the second half are in the mean: the first of them (position `half + 1`) and the last have an
+    earlier occurrence too.
+    """
 FIRST_ROW = "Only the first row counts here. Both scores are means over all rows of `tokens`."
 
 
 @HEAD_SCORES.check(
     "previous-token score of every head",
     points=1,
-    hint="`pattern[..., p, p - 1]`, averaged over rows and over p from 2 to the end. The axes of the result are "
-    "`[layer, head]`.",
+    hint="""
+        `pattern[..., p, p - 1]`, averaged over rows and over p from 2 to the end. The axes of the result are `[layer,
+        head]`.
+        """,
 )
 def test_previous(impl, model):
     tokens = random_repeats(5, 2, 0)
@@ -306,8 +348,10 @@ def test_induction(impl, model):
 @HEAD_SCORES.check(
     "one pass, and only the patterns are kept",
     points=1,
-    hint="`run_with_cache` without `names_filter` keeps every activation of the model. `names_filter=lambda name: "
-    'name.endswith("hook_pattern")` keeps the patterns.',
+    hint="""
+        `run_with_cache` without `names_filter` keeps every activation of the model. `names_filter=lambda name:
+        name.endswith("hook_pattern")` keeps the patterns.
+        """,
 )
 def test_head_scores_cost(impl, model):
     tokens = random_repeats(20, 2, 2)
@@ -334,8 +378,10 @@ def test_head_scores_cost(impl, model):
 @HEAD_SCORES.check(
     "bad input says so",
     points=1,
-    hint="Before anything runs: `tokens.ndim` must be 2, and `tokens[:, 1 : half + 1]` must equal "
-    "`tokens[:, half + 1 :]`. Otherwise `raise ValueError(...)` in words that help.",
+    hint="""
+        Before anything runs: `tokens.ndim` must be 2, and `tokens[:, 1 : half + 1]` must equal `tokens[:, half + 1 :]`.
+        Otherwise `raise ValueError(...)` in words that help.
+        """,
 )
 def test_head_scores_errors(impl, model):
     tokens = random_repeats(4, 2, 3)
@@ -462,28 +508,28 @@ def setting(model, tokens=PROMPT):
     return sae_from, sae_to, parts_of(true_acts(model, tokens, sae_from))
 
 
-NOT_REPLACED = (
-    "The later heads see the *true* earlier z here. Does the first hook return the reconstruction? A hook that returns "
-    "nothing changes nothing. And no error term is added back: the reconstruction takes the place of z."
-)
-SINK_REPLACED = (
-    "At the sink position z was replaced too. The dictionaries never saw that position: before `first_position(model)` "
-    "the true z stays."
-)
-SINK_COUNTS = (
-    "Later latents at the sink position are counted as active. Zero the later activations before "
-    "`first_position(model)` before you list them."
-)
+NOT_REPLACED = """
+    The later heads see the *true* earlier z here. Does the first hook return the reconstruction? A hook that returns
+    nothing changes nothing. And no error term is added back: the reconstruction takes the place of z.
+    """
+SINK_REPLACED = """
+    At the sink position z was replaced too. The dictionaries never saw that position: before `first_position(model)`
+    the true z stays.
+    """
+SINK_COUNTS = """
+    Later latents at the sink position are counted as active. Zero the later activations before `first_position(model)`
+    before you list them.
+    """
 NO_BIAS = "The decoder's bias is missing from the reconstruction: `sae_from.decode(...)` adds it."
-HEADS_MIXED = (
-    "The heads are mixed up: side by side means head 0 first, with its d_head numbers in a row. Axes are "
-    "`[batch, seq, head, d_head]`; reshape without transposing."
-)
-D_HEAD = (
-    "The reconstruction takes the place of z (and at the sink z stays); the later z is encoded. If the library says "
-    "that `d_head` is missing: a dictionary learns the size of a head when it first encodes, so set "
-    "`sae_from.d_head = model.cfg.d_head` before you decode."
-)
+HEADS_MIXED = """
+    The heads are mixed up: side by side means head 0 first, with its d_head numbers in a row. Axes are `[batch, seq,
+    head, d_head]`; reshape without transposing.
+    """
+D_HEAD = """
+    The reconstruction takes the place of z (and at the sink z stays); the later z is encoded. If the library says that
+    `d_head` is missing: a dictionary learns the size of a head when it first encodes, so set `sae_from.d_head =
+    model.cfg.d_head` before you decode.
+    """
 
 
 def mix_heads(model):
@@ -555,8 +601,10 @@ def test_later_acts_batch(impl, model):
 @LATER_LATENT_ACTS.check(
     "autograd can follow",
     points=2,
-    hint="Between `latent_acts_nonzero` and the result there must be no `torch.no_grad()`, no `.detach()` and no "
-    "`.item()`, and the dense tensor is computed from the values, as `SparseTensor.from_sparse(...).dense` does.",
+    hint="""
+        Between `latent_acts_nonzero` and the result there must be no `torch.no_grad()`, no `.detach()` and no
+        `.item()`, and the dense tensor is computed from the values, as `SparseTensor.from_sparse(...).dense` does.
+        """,
 )
 def test_later_acts_gradient(impl, model):
     sae_from, sae_to, (values, indices, shape) = setting(model)
@@ -581,8 +629,10 @@ def test_later_acts_gradient(impl, model):
 @LATER_LATENT_ACTS.check(
     "one pass, stopped behind the later heads",
     points=1,
-    hint="z of block 4 lies inside block 4: that block has to run, so `stop_at_layer=5`. Blocks behind it, and the "
-    "unembedding, change nothing.",
+    hint="""
+        z of block 4 lies inside block 4: that block has to run, so `stop_at_layer=5`. Blocks behind it, and the
+        unembedding, change nothing.
+        """,
 )
 def test_later_acts_cost(impl, model):
     sae_from, sae_to, earlier = setting(model)
@@ -610,10 +660,10 @@ def test_later_acts_cost(impl, model):
     )
 
 
-ERRORS_HINT = (
-    "Look before you run: `tokens.ndim`, and the layers in `sae.cfg.metadata.hook_name`, which must end in "
-    "`attn.hook_z`. Say in the error which one is wrong, in words like `rank`, `earlier` and `hook_z`."
-)
+ERRORS_HINT = """
+    Look before you run: `tokens.ndim`, and the layers in `sae.cfg.metadata.hook_name`, which must end in `attn.hook_z`.
+    Say in the error which one is wrong, in words like `rank`, `earlier` and `hook_z`.
+    """
 
 
 def demand_errors(call, model):
@@ -656,10 +706,10 @@ def test_later_acts_errors(impl, model, dictionaries):
     )
 
 
-NEXT_IS_RECON = (
-    "`acts_next` holds the later latents of the *reconstructed* run. The true ones come from a run in which nothing is "
-    "replaced (the error term on)."
-)
+NEXT_IS_RECON = """
+    `acts_next` holds the later latents of the *reconstructed* run. The true ones come from a run in which nothing is
+    replaced (the error term on).
+    """
 RECON_IS_TRUE = "`acts_next_recon` holds the true later latents. It is what your function of 5.2a computes."
 PREV_RECODED = "`acts_prev` are the true activations: z encoded, once."
 TRANSPOSED = "The rows and columns are swapped: rows are the later latents, columns the earlier ones."
@@ -669,8 +719,10 @@ TIMES_ACT = "This is activation times gradient. Only the gradient is asked for."
 @GRADIENTS.check(
     "the three sets of active latents",
     points=2,
-    hint="True activations are those of the untouched model: read both z in one run, encode, zero what lies before "
-    "`first_position(model)`. Only the third set comes from the reconstruction.",
+    hint="""
+        True activations are those of the untouched model: read both z in one run, encode, zero what lies before
+        `first_position(model)`. Only the third set comes from the reconstruction.
+        """,
 )
 def test_gradient_acts(impl, model):
     sae_from, sae_to, earlier = setting(model)
@@ -711,8 +763,10 @@ def jacobian_by_rows(model):
 @GRADIENTS.check(
     "every entry of the Jacobian",
     points=3,
-    hint="Row i: how the i-th active later latent (of the reconstructed run) answers when each active earlier latent "
-    "grows a little. `torch.func.jacrev(f, has_aux=True)` on your function of 5.2a gives exactly that.",
+    hint="""
+        Row i: how the i-th active later latent (of the reconstructed run) answers when each active earlier latent grows
+        a little. `torch.func.jacrev(f, has_aux=True)` on your function of 5.2a gives exactly that.
+        """,
 )
 def test_gradients(impl, model):
     sae_from, sae_to, (values, _, _) = setting(model)
@@ -737,8 +791,10 @@ def test_gradients(impl, model):
 @GRADIENTS.check(
     "a nudge comes through as promised",
     points=1,
-    hint="The gradient is that of the function of 5.2a at the true earlier activations. If it is off by a factor, look "
-    "for something that is scaled; if it is off everywhere, for something that is replaced at the wrong place.",
+    hint="""
+        The gradient is that of the function of 5.2a at the true earlier activations. If it is off by a factor, look for
+        something that is scaled; if it is off everywhere, for something that is replaced at the wrong place.
+        """,
 )
 def test_gradient_predicts(impl, model):
     sae_from, sae_to, (values, indices, shape) = setting(model)
@@ -802,8 +858,11 @@ HALVES = "With 4 tokens a half, position 0 is the special token, 1 to 4 are the 
 @INDUCTION_LATENTS.check(
     "shares of the two halves",
     points=2,
-    hint="Of all positions of the second half, in all rows, on what share is the latent active (larger than 0)? The "
-    "same for the first half. " + HALVES,
+    hint="""
+        Of all positions of the second half, in all rows, on what share is the latent active (larger than 0)? The same
+        for the first half.
+        """
+    + HALVES,
 )
 def test_induction_planted(impl):
     active = [
@@ -837,8 +896,10 @@ def test_induction_planted(impl):
             raise expect.CheckFailed(
                 expected=f"the latents {want}",
                 returned=expect.describe(got),
-                why="of twelve planted latents, these are active on at least half of the second half's positions and "
-                "at most a quarter of the first's",
+                why="""
+                    of twelve planted latents, these are active on at least half of the second half's positions and at
+                    most a quarter of the first's
+                    """,
                 hint=hint,
             )
     expect.equal(got, torch.tensor(want), name="the latents", why="counted by hand, sorted")
@@ -847,8 +908,10 @@ def test_induction_planted(impl):
 @INDUCTION_LATENTS.check(
     "other limits, other lengths",
     points=1,
-    hint="Use the two arguments, `min_second` and `max_first`, and take the length of a half from the shape: "
-    "`(acts.shape[1] - 1) // 2`. Active means larger than 0, however little.",
+    hint="""
+        Use the two arguments, `min_second` and `max_first`, and take the length of a half from the shape:
+        `(acts.shape[1] - 1) // 2`. Active means larger than 0, however little.
+        """,
 )
 def test_induction_random(impl):
     generator = torch.Generator().manual_seed(0)
@@ -875,8 +938,10 @@ def test_induction_random(impl):
 @INDUCTION_LATENTS.check(
     "none is an answer; a wrong shape is not",
     points=1,
-    hint="If no latent qualifies, return an empty tensor of whole numbers. If the shape can not be special token plus "
-    "two halves, raise a ValueError.",
+    hint="""
+        If no latent qualifies, return an empty tensor of whole numbers. If the shape can not be special token plus two
+        halves, raise a ValueError.
+        """,
 )
 def test_induction_none(impl):
     got = impl.induction_latents(torch.zeros(2, 9, 5))
@@ -923,18 +988,27 @@ def feeding(cases, induction, shift=0, second_only=True, rows_apart=False, term=
 
 def feeding_mistakes(cases, induction):
     return [
-        (feeding(cases, induction, term=lambda g, a: g)[0], "This adds up gradients. A latent that is hardly active "
-         "hardly feeds anybody: multiply by its activation."),
-        (feeding(cases, induction, term=lambda g, a: (g * a).abs())[0], "These are absolute values. What feeds an "
-         "induction latent makes it larger: keep the sign."),
-        (feeding(cases, induction, shift=-1)[0], "The source stands one place too early: this is the first A. The "
-         "answer stands behind it, at the first B, `half - 1` positions before the reader."),
-        (feeding(cases, induction, shift=1)[0], "The source stands one place too late: the first B is `half - 1` "
-         "positions before the second A."),
-        (feeding(cases, induction, second_only=False)[0], "Readers in the first half are counted as well. They have no "
-         "earlier occurrence to look at: only positions larger than `half`."),
-        (feeding(cases, induction, rows_apart=True)[0], "Reader and source are taken from different rows of the batch: "
-         "their row, `indices[:, 0]`, has to be the same."),
+        (feeding(cases, induction, term=lambda g, a: g)[0], """
+            This adds up gradients. A latent that is hardly active hardly feeds anybody: multiply by its activation.
+            """),
+        (feeding(cases, induction, term=lambda g, a: (g * a).abs())[0], """
+            These are absolute values. What feeds an induction latent makes it larger: keep the sign.
+            """),
+        (feeding(cases, induction, shift=-1)[0], """
+            The source stands one place too early: this is the first A. The answer stands behind it, at the first B,
+            `half - 1` positions before the reader.
+            """),
+        (feeding(cases, induction, shift=1)[0], """
+            The source stands one place too late: the first B is `half - 1` positions before the second A.
+            """),
+        (feeding(cases, induction, second_only=False)[0], """
+            Readers in the first half are counted as well. They have no earlier occurrence to look at: only positions
+            larger than `half`.
+            """),
+        (feeding(cases, induction, rows_apart=True)[0], """
+            Reader and source are taken from different rows of the batch: their row, `indices[:, 0]`, has to be the
+            same.
+            """),
         (feeding(cases, range(1000))[0], "All later latents are counted. Only those in `induction` are asked about."),
         (feeding(cases[:1], induction)[0], "Only the first sequence counts here. Totals are over all of `gradients`."),
         (feeding(cases[-1:], induction)[0], "Only the last sequence counts here. Totals are over all of `gradients`."),
@@ -962,8 +1036,10 @@ def demand_feeders(impl, cases, induction, k, why):
 @PREVIOUS_TOKEN_LATENTS.check(
     "one pair, by hand",
     points=1,
-    hint="With a half of 3, the tokens are `s A B C A B C`. The second A is position 4, the first B position 2: "
-    "4 - 2 = half - 1.",
+    hint="""
+        With a half of 3, the tokens are `s A B C A B C`. The second A is position 4, the first B position 2: 4 - 2 =
+        half - 1.
+        """,
 )
 def test_feeders_by_hand(impl):
     # Earlier latents 0 to 4 at positions 1 to 5; one induction latent (7) and another (8), both at position 4.
@@ -980,8 +1056,10 @@ def test_feeders_by_hand(impl):
 @PREVIOUS_TOKEN_LATENTS.check(
     "many pairs, brute force",
     points=2,
-    hint="An entry counts if its reader is an induction latent in the second half and its source stands `half - 1` "
-    "positions before, in the same row. Sum gradient times activation by earlier latent.",
+    hint="""
+        An entry counts if its reader is an induction latent in the second half and its source stands `half - 1`
+        positions before, in the same row. Sum gradient times activation by earlier latent.
+        """,
 )
 def test_feeders_random(impl):
     for half, rows, seed in ((4, 1, 0), (5, 2, 1), (3, 3, 2)):
@@ -992,8 +1070,10 @@ def test_feeders_random(impl):
 @PREVIOUS_TOKEN_LATENTS.check(
     "several sequences, also of different length",
     points=1,
-    hint="Add up over all entries of `gradients`; the length of a half belongs to each of them (its shape), and the "
-    "same latent may occur in all.",
+    hint="""
+        Add up over all entries of `gradients`; the length of a half belongs to each of them (its shape), and the same
+        latent may occur in all.
+        """,
 )
 def test_feeders_sequences(impl):
     cases = [jacobian_case(half, 1, seed) for half, seed in ((4, 5), (6, 6), (4, 7))]
@@ -1003,8 +1083,10 @@ def test_feeders_sequences(impl):
 @PREVIOUS_TOKEN_LATENTS.check(
     "nothing to feed, or nobody who does",
     points=1,
-    hint="An empty `induction`, or a k larger than the number of latents that stand at a first B of an active "
-    "induction latent, is a ValueError: do not fill up with latents whose total is 0.",
+    hint="""
+        An empty `induction`, or a k larger than the number of latents that stand at a first B of an active induction
+        latent, is a ValueError: do not fill up with latents whose total is 0.
+        """,
 )
 def test_feeders_errors(impl):
     case = jacobian_case(3, 1, 3)
@@ -1056,8 +1138,10 @@ def without(model, sae, latents, first=None):
 @LOG_PROB_WITHOUT.check(
     "none taken out: the model as it is",
     points=1,
-    hint="`repeat_log_prob(logits, tokens)` of the whole model's logits: a number for each row. With no latents, the "
-    "hook must give z back as it was.",
+    hint="""
+        `repeat_log_prob(logits, tokens)` of the whole model's logits: a number for each row. With no latents, the hook
+        must give z back as it was.
+        """,
 )
 def test_without_none(impl, model):
     tokens, sae = random_repeats(4, 3, 11), heads_dictionary(model, SPLIT, seed=4)
@@ -1082,8 +1166,10 @@ def test_without_none(impl, model):
             (-want, "This is the loss: the log-probability has the other sign."),
             (
                 by_reconstruction,
-                "The dictionary's reconstruction has taken the place of z: keep the error term. Take away what the "
-                "latents contribute, and nothing else.",
+                """
+                The dictionary's reconstruction has taken the place of z: keep the error term. Take away what the
+                latents contribute, and nothing else.
+                """,
             ),
         ],
         why="the untouched model's log-softmax at the tokens that follow, from the second one of the second half on",
@@ -1093,8 +1179,10 @@ def test_without_none(impl, model):
 @LOG_PROB_WITHOUT.check(
     "what these latents did, and no more",
     points=3,
-    hint="Take activation times decoder row of the given latents out of z, at every position from "
-    "`first_position(model)` on. What other latents do, the bias and the error stay.",
+    hint="""
+        Take activation times decoder row of the given latents out of z, at every position from `first_position(model)`
+        on. What other latents do, the bias and the error stay.
+        """,
 )
 def test_without_some(impl, model):
     tokens, sae = random_repeats(4, 2, 12), heads_dictionary(model, SPLIT, seed=4, d_sae=32, k=12)
@@ -1121,15 +1209,21 @@ def test_without_some(impl, model):
         return torch.cat([z[:, :first], gone[:, first:]], dim=1)
 
     changes = [
-        (reconstructed, "The error term is gone: what the dictionary fails to reconstruct was thrown away too. "
-         "Subtract what the latents contribute from z."),
+        (reconstructed, """
+            The error term is gone: what the dictionary fails to reconstruct was thrown away too. Subtract what the
+            latents contribute from z.
+            """),
         (without(model, sae, latents, first=0), SINK_REPLACED),
         (without(model, sae, others), "The *other* latents were taken out: the given ones are to go."),
         (bias_too, "The decoder's bias was taken out as well. It belongs to no latent."),
-        (second_only, "The latents are zeroed in the second half only. They do their work in the first: zero them at "
-         "every position."),
-        (directions, "Everything along these decoder rows was removed, whether a latent was active or not. Zeroing a "
-         "latent takes out its activation times its row."),
+        (second_only, """
+            The latents are zeroed in the second half only. They do their work in the first: zero them at every
+            position.
+            """),
+        (directions, """
+            Everything along these decoder rows was removed, whether a latent was active or not. Zeroing a latent takes
+            out its activation times its row.
+            """),
         (lambda z: z, "Nothing has changed. Does your hook return the changed z?"),
     ]  # fmt: skip
 
@@ -1215,9 +1309,11 @@ def greedy(mean, latents):
 @MATCHED_CONTROLS.check(
     "a pool of one: the nearest latent that is free",
     points=2,
-    hint="With `pool=1` nothing is random: each control is the free latent whose mean activation is nearest. Free "
-    "means active somewhere, not one of the given, not yet in this set. The mean is that of the activation, and not "
-    "of how often the latent is active.",
+    hint="""
+        With `pool=1` nothing is random: each control is the free latent whose mean activation is nearest. Free means
+        active somewhere, not one of the given, not yet in this set. The mean is that of the activation, and not of how
+        often the latent is active.
+        """,
 )
 def test_nearest(impl):
     for seed in range(3):
@@ -1266,8 +1362,10 @@ def demand_allowed(got, mean, latents):
 @MATCHED_CONTROLS.check(
     "drawn at random from the pool",
     points=2,
-    hint="Each control is one of the `pool` nearest free latents, each as probable as the others: "
-    "`nearest[torch.randint(len(nearest), (), generator=generator)]`. Seed one generator, once.",
+    hint="""
+        Each control is one of the `pool` nearest free latents, each as probable as the others:
+        `nearest[torch.randint(len(nearest), (), generator=generator)]`. Seed one generator, once.
+        """,
 )
 def test_drawn(impl):
     acts = activities(5)
@@ -1287,16 +1385,20 @@ def test_drawn(impl):
             expected=f"controls of latent {latent} among its nearest",
             returned=f"{sorted(far)}, which are not among the {4 + column} nearest",
             why="mean activations have to match, and the pool is 4",
-            hint="`argsort()` gives places in the list that was sorted. If that list holds free latents only, a place "
-            "in it is not the latent's number: index the list with it.",
+            hint="""
+                `argsort()` gives places in the list that was sorted. If that list holds free latents only, a place in
+                it is not the latent's number: index the list with it.
+                """,
         )
         expect.that(
             len(seen) >= 3,
             expected="different controls in different sets",
             returned=f"only {sorted(seen)} in 40 sets",
             why="a control is drawn from a pool of 4",
-            hint="The sets are all alike. Draw anew for every set: seed the generator once, before the first set, and "
-            "pick at random among the pool.",
+            hint="""
+                The sets are all alike. Draw anew for every set: seed the generator once, before the first set, and pick
+                at random among the pool.
+                """,
         )
     lopsided = max(torch.as_tensor(got)[:, 0].bincount())
     expect.that(
@@ -1310,8 +1412,10 @@ def test_drawn(impl):
 @MATCHED_CONTROLS.check(
     "the same seed, the same sets",
     points=1,
-    hint="Use `torch.Generator().manual_seed(seed)` and hand it to `torch.randint`; the global random numbers are not "
-    "yours to seed, and depend on what ran before.",
+    hint="""
+        Use `torch.Generator().manual_seed(seed)` and hand it to `torch.randint`; the global random numbers are not
+        yours to seed, and depend on what ran before.
+        """,
 )
 def test_seeded(impl):
     acts, latents = activities(6), torch.tensor([1, 20, 33, 45, 4])

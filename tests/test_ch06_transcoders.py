@@ -16,16 +16,22 @@ RUN_WITH_TRANSCODERS = Exercise(
     importance=4,
     minutes=25,
     hints=(
-        "Each transcoder needs one hook that *reads*, at `transcoder.cfg.metadata.hook_name`, and, if the error "
-        "term is off, one that *writes*, at `transcoder.cfg.metadata.hook_name_out`. What the first one computes, "
-        "the second one needs: a dictionary that both can see will do.",
-        "With the error term on, output and reconstruction differ by the error, and adding it back gives the MLP's own "
-        "output: nothing has to be written at all. In the writing hook, start from `mlp_out` and exchange only the "
-        "positions from `first_position(model)` on.",
-        "Reading: `acts = transcoder.encode(mlp_in)`, zeros at the first positions, "
-        "`cache[model.get_sae_hook_name(transcoder)] = acts`. Writing: `torch.cat([mlp_out[:, :start], "
-        "transcoder.decode(acts)[:, start:]], dim=1)`. Beware of Python's late binding: make the pair of hooks in a "
-        "function that takes the transcoder. Run once with `model.run_with_hooks(tokens, fwd_hooks=hooks)`.",
+        """
+        Each transcoder needs one hook that *reads*, at `transcoder.cfg.metadata.hook_name`, and, if the error term is
+        off, one that *writes*, at `transcoder.cfg.metadata.hook_name_out`. What the first one computes, the second one
+        needs: a dictionary that both can see will do.
+        """,
+        """
+        With the error term on, output and reconstruction differ by the error, and adding it back gives the MLP's own
+        output: nothing has to be written at all. In the writing hook, start from `mlp_out` and exchange only the
+        positions from `first_position(model)` on.
+        """,
+        """
+        Reading: `acts = transcoder.encode(mlp_in)`, zeros at the first positions,
+        `cache[model.get_sae_hook_name(transcoder)] = acts`. Writing: `torch.cat([mlp_out[:, :start],
+        transcoder.decode(acts)[:, start:]], dim=1)`. Beware of Python's late binding: make the pair of hooks in a
+        function that takes the transcoder. Run once with `model.run_with_hooks(tokens, fwd_hooks=hooks)`.
+        """,
     ),
 )
 
@@ -37,14 +43,20 @@ GET_K_LARGEST = Exercise(
     importance=3,
     minutes=20,
     hints=(
-        "Keep a mask of the places that are still free: at first, all but the margin. A column c has `buffer` "
-        "neighbours on either side if `buffer <= c < seq - buffer`. Mind `buffer = 0`: `x[:, 0:-0]` is empty.",
-        "k times: take the largest free place, note it, and mark the places around it, in its row only, as not free. "
-        "`x.masked_fill(~free, -torch.inf).argmax()` gives one place even where there are ties; its row and column are "
-        "`divmod(place, seq)`.",
-        "The places around it: `free[row, max(0, column - buffer) : column + buffer + 1] = False`. Without "
-        "`no_overlap`, a single `topk(k)` of the masked tensor does it. Before each round: if nothing is free, raise a "
-        "ValueError that says how many places there are.",
+        """
+        Keep a mask of the places that are still free: at first, all but the margin. A column c has `buffer` neighbours
+        on either side if `buffer <= c < seq - buffer`. Mind `buffer = 0`: `x[:, 0:-0]` is empty.
+        """,
+        """
+        k times: take the largest free place, note it, and mark the places around it, in its row only, as not free.
+        `x.masked_fill(~free, -torch.inf).argmax()` gives one place even where there are ties; its row and column are
+        `divmod(place, seq)`.
+        """,
+        """
+        The places around it: `free[row, max(0, column - buffer) : column + buffer + 1] = False`. Without `no_overlap`,
+        a single `topk(k)` of the masked tensor does it. Before each round: if nothing is free, raise a ValueError that
+        says how many places there are.
+        """,
     ),
 )
 
@@ -56,12 +68,18 @@ INDEX_WITH_BUFFER = Exercise(
     importance=3,
     minutes=10,
     hints=(
-        "A window is the column plus each of -buffer, ..., 0, ..., buffer. Adding a `[k, 1]` and a `[window]` "
-        "tensor gives all of them at once.",
-        "`windows = columns[:, None] + torch.arange(-buffer, buffer + 1)` has shape `[k, window]`. Indexing with "
-        "`x[rows[:, None], windows]` broadcasts the rows.",
-        "Negative columns are legal in Python and wrap around to the end of the row, so look before you index: if any "
-        "window is below 0 or not below `x.shape[1]`, raise a ValueError.",
+        """
+        A window is the column plus each of -buffer, ..., 0, ..., buffer. Adding a `[k, 1]` and a `[window]` tensor
+        gives all of them at once.
+        """,
+        """
+        `windows = columns[:, None] + torch.arange(-buffer, buffer + 1)` has shape `[k, window]`. Indexing with
+        `x[rows[:, None], windows]` broadcasts the rows.
+        """,
+        """
+        Negative columns are legal in Python and wrap around to the end of the row, so look before you index: if any
+        window is below 0 or not below `x.shape[1]`, raise a ValueError.
+        """,
     ),
 )
 
@@ -73,17 +91,21 @@ MAX_ACTIVATING = Exercise(
     importance=5,
     minutes=30,
     hints=(
-        "One hook reads the MLP's input (`stop_at_layer` says where to stop, as in chapter 01). From it, the "
-        "activations of *all* latents you want follow at once: `transcoder.encode(mlp_in)[..., latents]` has shape "
-        "`[batch, seq, n_latents]`. The loop over latents comes after the model, not around it.",
-        "For each latent, `get_k_largest_indices` finds the places, but it raises where there are fewer than k. "
-        "Zeros at the first positions and in the margin are harmless, since inactive places are dropped anyway: you "
-        "can pick places yourself, k rounds of argmax with the neighbourhood set to zero, until nothing above zero "
-        "is left.",
-        "For each latent: `left = acts[..., i].clone()`; zero the columns before `max(buffer, "
-        "first_position(model))` and from `seq - buffer` on; then up to k times `value, place = "
-        "left.flatten().max(dim=0)`, stop if `value` is 0, note `(value, row, column)`, and set `left[row, max(0, "
-        "column - buffer) : column + buffer + 1] = 0`.",
+        """
+        One hook reads the MLP's input (`stop_at_layer` says where to stop, as in chapter 01). From it, the activations
+        of *all* latents you want follow at once: `transcoder.encode(mlp_in)[..., latents]` has shape `[batch, seq,
+        n_latents]`. The loop over latents comes after the model, not around it.
+        """,
+        """
+        For each latent, `get_k_largest_indices` finds the places, but it raises where there are fewer than k. Zeros at
+        the first positions and in the margin are harmless, since inactive places are dropped anyway: you can pick
+        places yourself, k rounds of argmax with the neighbourhood set to zero, until nothing above zero is left.
+        """,
+        """
+        For each latent: `left = acts[..., i].clone()`; zero the columns before `max(buffer, first_position(model))` and
+        from `seq - buffer` on; then up to k times `value, place = left.flatten().max(dim=0)`, stop if `value` is 0,
+        note `(value, row, column)`, and set `left[row, max(0, column - buffer) : column + buffer + 1] = 0`.
+        """,
     ),
 )
 
@@ -95,12 +117,18 @@ TOP_LOGITS = Exercise(
     importance=4,
     minutes=10,
     hints=(
-        "What latent i writes is the row `sae.W_dec[i]`. On its way to the logits it passes the final norm, whose "
-        "weights are `model.ln_final.weight`, and the unembedding `model.W_U`, of shape `[d_model, d_vocab]`.",
-        "The norm multiplies each coordinate by its weight (and divides all by the same number, which is left out "
-        "here): `(model.ln_final.weight * sae.W_dec[i]) @ model.W_U`.",
-        "`values, token_ids = (logits - logits.mean()).topk(k)`. Before that, raise a ValueError if k is larger than "
-        "`model.W_U.shape[1]`, or if the latent does not exist.",
+        """
+        What latent i writes is the row `sae.W_dec[i]`. On its way to the logits it passes the final norm, whose weights
+        are `model.ln_final.weight`, and the unembedding `model.W_U`, of shape `[d_model, d_vocab]`.
+        """,
+        """
+        The norm multiplies each coordinate by its weight (and divides all by the same number, which is left out here):
+        `(model.ln_final.weight * sae.W_dec[i]) @ model.W_U`.
+        """,
+        """
+        `values, token_ids = (logits - logits.mean()).topk(k)`. Before that, raise a ValueError if k is larger than
+        `model.W_U.shape[1]`, or if the latent does not exist.
+        """,
     ),
 )
 
@@ -112,8 +140,9 @@ TOP_DEEMBEDDINGS = Exercise(
     importance=4,
     minutes=10,
     hints=(
-        "What latent i reads is a *column* of the encoder: `sae.W_enc[:, i]`. The embeddings are the rows of "
-        "`model.W_E`.",
+        """
+        What latent i reads is a *column* of the encoder: `sae.W_enc[:, i]`. The embeddings are the rows of `model.W_E`.
+        """,
         "The product of every row of `W_E` with that column: `model.W_E @ sae.W_enc[:, i]`, one number per token.",
         "`values, token_ids = (model.W_E @ sae.W_enc[:, i]).topk(k)`, with a ValueError where k or i is too large.",
     ),
@@ -127,13 +156,18 @@ EXTENDED_EMBEDDING = Exercise(
     importance=4,
     minutes=20,
     hints=(
-        "`model.blocks[0]` has `ln2` and `mlp`; both are functions of a tensor `[batch, seq, d_model]`. A token "
-        "alone is a sequence of one, or many tokens are a batch of sequences of one: the MLP looks at each position "
-        "for itself.",
-        "A slice of rows e: `e + block.mlp(block.ln2(e[None]))[0]`. Go through `model.W_E` in slices of some thousand "
-        "rows: all 49,152 at once need the MLP's inner activations, several times the result. Under `torch.no_grad()`.",
-        "Then divide each row by its standard deviation, `row.std(dim=1, keepdim=True)`. Take its mean off before "
-        "only if `not model.cfg.uses_rms_norm`. `torch.cat` the slices.",
+        """
+        `model.blocks[0]` has `ln2` and `mlp`; both are functions of a tensor `[batch, seq, d_model]`. A token alone is
+        a sequence of one, or many tokens are a batch of sequences of one: the MLP looks at each position for itself.
+        """,
+        """
+        A slice of rows e: `e + block.mlp(block.ln2(e[None]))[0]`. Go through `model.W_E` in slices of some thousand
+        rows: all 49,152 at once need the MLP's inner activations, several times the result. Under `torch.no_grad()`.
+        """,
+        """
+        Then divide each row by its standard deviation, `row.std(dim=1, keepdim=True)`. Take its mean off before only if
+        `not model.cfg.uses_rms_norm`. `torch.cat` the slices.
+        """,
     ),
 )
 
@@ -145,13 +179,19 @@ PULLBACK = Exercise(
     importance=5,
     minutes=15,
     hints=(
-        "An earlier latent i writes its decoder row into the stream; the later latent reads its encoder column from "
-        "it. How much of the row is read is one scalar product.",
-        "All rows at once: `transcoder_from.W_dec @ transcoder_to.W_enc[:, latent_idx]`, shape `[d_sae]` of the "
-        "earlier one.",
-        "The number of a transcoder's block is in its hook name: "
-        "`int(transcoder.cfg.metadata.hook_name.split('.')[1])`. What is written in block L can be read from block "
-        "L + 1 on: raise a ValueError if the first is not smaller than the second.",
+        """
+        An earlier latent i writes its decoder row into the stream; the later latent reads its encoder column from it.
+        How much of the row is read is one scalar product.
+        """,
+        """
+        All rows at once: `transcoder_from.W_dec @ transcoder_to.W_enc[:, latent_idx]`, shape `[d_sae]` of the earlier
+        one.
+        """,
+        """
+        The number of a transcoder's block is in its hook name: `int(transcoder.cfg.metadata.hook_name.split('.')[1])`.
+        What is written in block L can be read from block L + 1 on: raise a ValueError if the first is not smaller than
+        the second.
+        """,
     ),
 )
 
@@ -163,10 +203,14 @@ INFLUENCE = Exercise(
     importance=4,
     minutes=15,
     hints=(
-        "The pullback says how much of each unit of activation is read; multiply by how much activation there is. "
-        "You need the earlier transcoder's latents on these tokens: one hook, one `encode`.",
-        "The hook is `transcoder_from.cfg.metadata.hook_name`, and `stop_at_layer` is its block's number plus 1. "
-        "Set the activations before `first_position(model)` to zero.",
+        """
+        The pullback says how much of each unit of activation is read; multiply by how much activation there is. You
+        need the earlier transcoder's latents on these tokens: one hook, one `encode`.
+        """,
+        """
+        The hook is `transcoder_from.cfg.metadata.hook_name`, and `stop_at_layer` is its block's number plus 1. Set the
+        activations before `first_position(model)` to zero.
+        """,
         "`acts * mine.pullback(transcoder_from, transcoder_to, latent_idx)`: `[batch, seq, d_sae]` times `[d_sae]`.",
     ),
 )
@@ -256,22 +300,22 @@ def near(got, want, *, name, why, mistakes=(), dims=(), tolerance=1e-3, hint=Non
 
 # 6.1
 
-OWN_NAME = (
-    "The cache's keys are the bridge's names for a transcoder's latents: `model.get_sae_hook_name(transcoder)`, for "
-    "instance `blocks.8.mlp.hook_out.hook_sae_acts_post`."
-)
-SINK_REPLACED = (
-    "The first position was replaced too. It is the attention sink, which the transcoders have never seen: from "
-    "`first_position(model)` on, and only there, the transcoder's output takes the MLP's place."
-)
-NOTHING_REPLACED = (
-    "These are the model's own logits: nothing was replaced. Without the error term, the hook at `hook_name_out` must "
-    "*return* the transcoder's output. (One hook function for several transcoders, made in a loop, sees only the last.)"
-)
-REPLACED_ANYWAY = (
-    "These are the logits of a model whose MLP was replaced. With the error term on, what the transcoder gets wrong is "
-    "added back, so that the MLP's own output stays."
-)
+OWN_NAME = """
+    The cache's keys are the bridge's names for a transcoder's latents: `model.get_sae_hook_name(transcoder)`, for
+    instance `blocks.8.mlp.hook_out.hook_sae_acts_post`.
+    """
+SINK_REPLACED = """
+    The first position was replaced too. It is the attention sink, which the transcoders have never seen: from
+    `first_position(model)` on, and only there, the transcoder's output takes the MLP's place.
+    """
+NOTHING_REPLACED = """
+    These are the model's own logits: nothing was replaced. Without the error term, the hook at `hook_name_out` must
+    *return* the transcoder's output. (One hook function for several transcoders, made in a loop, sees only the last.)
+    """
+REPLACED_ANYWAY = """
+    These are the logits of a model whose MLP was replaced. With the error term on, what the transcoder gets wrong is
+    added back, so that the MLP's own output stays.
+    """
 ADDED = "The transcoder's output was added to the MLP's. It must take its place."
 NO_BIAS = "The decoder's bias `b_dec` is missing: use `transcoder.decode(acts)`, which adds it."
 
@@ -314,8 +358,10 @@ def logits_and_latents(impl, model, transcoders, tokens, use_error_term):
 @RUN_WITH_TRANSCODERS.check(
     "with the error term: everything is as it was",
     points=2,
-    hint="With the error term on, the logits are the model's own, and the latents are `transcoder.encode` of what "
-    "the MLP reads: the activation at `transcoder.cfg.metadata.hook_name`.",
+    hint="""
+        With the error term on, the logits are the model's own, and the latents are `transcoder.encode` of what the MLP
+        reads: the activation at `transcoder.cfg.metadata.hook_name`.
+        """,
 )
 def test_error_term_on(impl, model, dictionaries):
     transcoder, tokens = dictionaries["transcoder.8"], some_tokens(model)[:1, :12]
@@ -334,8 +380,10 @@ def test_error_term_on(impl, model, dictionaries):
             ),
         ],
         why="the MLP's input was read with a torch hook on the module and encoded by the definition",
-        hint="Is it the right activation? Encode what the MLP *reads*, at `hook_name`, not what it writes and not the "
-        "stream before the norm.",
+        hint="""
+            Is it the right activation? Encode what the MLP *reads*, at `hook_name`, not what it writes and not the
+            stream before the norm.
+            """,
     )
     replaced = not torch.allclose(logits, own, rtol=0, atol=0.05)
     near(
@@ -350,8 +398,10 @@ def test_error_term_on(impl, model, dictionaries):
 @RUN_WITH_TRANSCODERS.check(
     "without: the transcoder instead of the MLP",
     points=2,
-    hint="Without the error term, `transcoder.decode(latents)` takes the place of the activation at `hook_name_out`, "
-    "from `first_position(model)` on.",
+    hint="""
+        Without the error term, `transcoder.decode(latents)` takes the place of the activation at `hook_name_out`, from
+        `first_position(model)` on.
+        """,
 )
 def test_error_term_off(impl, model, dictionaries):
     transcoder, tokens = dictionaries["transcoder.2"], some_tokens(model)[1:2, :12]
@@ -375,9 +425,11 @@ def test_error_term_off(impl, model, dictionaries):
     "several at once: the later one reads what the earlier one wrote",
     points=2,
     seconds=90,
-    hint="All hooks go into one run. Without the error term, the transcoder of block 5 must encode the stream that "
-    "contains the output of the transcoder of block 3, not that of the untouched model. (And beware of late binding: "
-    "hook functions made in a loop all see the loop's last transcoder, unless each is made by a function of its own.)",
+    hint="""
+        All hooks go into one run. Without the error term, the transcoder of block 5 must encode the stream that
+        contains the output of the transcoder of block 3, not that of the untouched model. (And beware of late binding:
+        hook functions made in a loop all see the loop's last transcoder, unless each is made by a function of its own.)
+        """,
 )
 def test_several(impl, model, dictionaries):
     pair, tokens = [dictionaries["transcoder.3"], dictionaries["transcoder.5"]], some_tokens(model)[2:, :12]
@@ -398,8 +450,10 @@ def test_several(impl, model, dictionaries):
 @RUN_WITH_TRANSCODERS.check(
     "no latent is active on the sink",
     points=1,
-    hint="Set the latents before `first_position(model)` to zero: the transcoders never saw the first position, and "
-    "what they say about it means nothing.",
+    hint="""
+        Set the latents before `first_position(model)` to zero: the transcoders never saw the first position, and what
+        they say about it means nothing.
+        """,
 )
 def test_sink_latents(impl, model, dictionaries):
     transcoder, tokens = dictionaries["transcoder.2"], some_tokens(model)[:2, :6]
@@ -423,9 +477,10 @@ def test_sink_latents(impl, model, dictionaries):
 @RUN_WITH_TRANSCODERS.check(
     "one run, nothing left behind, and clear words for what cannot be",
     points=1,
-    hint="`run_with_hooks` (or `with model.saes(...)`) takes off again what it puts on. Before running: "
-    "`tokens.ndim` must be 2, and `transcoder.cfg.metadata.hook_name_out` must not be None; else raise a "
-    "ValueError that says so.",
+    hint="""
+        `run_with_hooks` (or `with model.saes(...)`) takes off again what it puts on. Before running: `tokens.ndim` must
+        be 2, and `transcoder.cfg.metadata.hook_name_out` must not be None; else raise a ValueError that says so.
+        """,
 )
 def test_run_is_clean(impl, model, dictionaries):
     transcoder, tokens = dictionaries["transcoder.8"], some_tokens(model)[:2, :6]
@@ -443,8 +498,10 @@ def test_run_is_clean(impl, model, dictionaries):
         expected="one forward pass",
         returned=f"{seen.passes} passes",
         why="reading and writing happen in the same run",
-        hint="One run does both: the transcoder reads at `hook_name`, and shortly afterwards, in the same run, "
-        "writes at `hook_name_out`.",
+        hint="""
+            One run does both: the transcoder reads at `hook_name`, and shortly afterwards, in the same run, writes at
+            `hook_name_out`.
+            """,
     )
     expect.raises(
         lambda: impl.run_with_cache_with_transcoders(model, [transcoder], tokens[0], True),
@@ -480,8 +537,9 @@ def places_of(got, k, why):
         name="the indices",
         dims=("k", "row and column"),
         why=why,
-        hint="One row per place: `[row, column]`. A place in the flattened tensor becomes a pair by `divmod(place, "
-        "seq)`.",
+        hint="""
+            One row per place: `[row, column]`. A place in the flattened tensor becomes a pair by `divmod(place, seq)`.
+            """,
     )
     expect.that(
         not got.is_floating_point(),
@@ -505,8 +563,10 @@ def demand_greedy(x, places, buffer, no_overlap, why, named="the indices"):
             expected=f"rows from 0 to {rows - 1}, columns from 0 to {width - 1}",
             returned=shown,
             why=why,
-            hint="A place in the flattened tensor becomes (row, column) by `divmod(place, seq)`; seq is the *second* "
-            "size. If you cut the margin off first, add `buffer` to the columns again.",
+            hint="""
+                A place in the flattened tensor becomes (row, column) by `divmod(place, seq)`; seq is the *second* size.
+                If you cut the margin off first, add `buffer` to the columns again.
+                """,
         )
         if not free[row, column]:
             raise expect.CheckFailed(
@@ -521,9 +581,11 @@ def demand_greedy(x, places, buffer, no_overlap, why, named="the indices"):
             expected=f"next, a place with the value {best:g}, the largest that is allowed",
             returned=f"{shown}; x at {(row, column)} is {x[row, column]:g}",
             why=why,
-            hint="Go from large to small. After each choice, only places in the same row within `buffer` columns are "
-            "out; all others, in other rows too, stay allowed. If you cut the margin off first, add `buffer` "
-            "to the columns.",
+            hint="""
+                Go from large to small. After each choice, only places in the same row within `buffer` columns are out;
+                all others, in other rows too, stay allowed. If you cut the margin off first, add `buffer` to the
+                columns.
+                """,
         )
         reach = buffer if no_overlap else 0
         free[row, max(0, column - reach) : column + reach + 1] = False
@@ -535,27 +597,28 @@ ALL_NEGATIVE = " (All entries of x are negative: what is excluded must count as 
 def _why_not_free(places, number, width, buffer, no_overlap):
     row, column = places[number]
     if not buffer <= column < width - buffer:
-        return (
-            f"Column {column} lies in the margin: with buffer = {buffer}, only columns {buffer} to "
-            f"{width - buffer - 1} have enough neighbours on both sides."
-        )
+        return f"""
+            Column {column} lies in the margin: with buffer = {buffer}, only columns {buffer} to {width - buffer - 1}
+            have enough neighbours on both sides.
+            """
     if (row, column) in places[:number]:
-        return (
-            "The same place comes twice. Where two entries are equal, each is a place of its own: look for places, "
-            "not for values."
-        )
-    return (
-        f"Two places in row {row} are within {buffer} columns of each other, which `no_overlap` forbids: after each "
-        "choice, exclude the columns from column - buffer to column + buffer, both included, in that row."
-    )
+        return """
+            The same place comes twice. Where two entries are equal, each is a place of its own: look for places, not
+            for values.
+            """
+    return f"""
+        Two places in row {row} are within {buffer} columns of each other, which `no_overlap` forbids: after each
+        choice, exclude the columns from column - buffer to column + buffer, both included, in that row.
+        """
 
 
 @GET_K_LARGEST.check(
     "twelve numbers, by hand",
     points=2,
-    hint="In [[9, 1, 2, 7, 6, 0.5], [0, 5, 8, 3, 4, 1.5]] the largest three are at (0, 0), (1, 2), (0, 3). With "
-    "buffer = 1 the first and last columns are out, and so are neighbours of what was taken: (1, 2), (0, 3), "
-    "(1, 4).",
+    hint="""
+        In [[9, 1, 2, 7, 6, 0.5], [0, 5, 8, 3, 4, 1.5]] the largest three are at (0, 0), (1, 2), (0, 3). With buffer = 1
+        the first and last columns are out, and so are neighbours of what was taken: (1, 2), (0, 3), (1, 4).
+        """,
 )
 def test_largest_by_hand(impl):
     for k, buffer, no_overlap, want in (
@@ -573,8 +636,10 @@ def test_largest_by_hand(impl):
 @GET_K_LARGEST.check(
     "exact ties: every place once",
     points=1,
-    hint="Where entries are equal, each is a place of its own and any of them may come first, but none may come "
-    "twice. Look for places (`argmax`, `topk`), not for places that have a certain *value*.",
+    hint="""
+        Where entries are equal, each is a place of its own and any of them may come first, but none may come twice.
+        Look for places (`argmax`, `topk`), not for places that have a certain *value*.
+        """,
 )
 def test_ties(impl):
     x = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0, 3.0], [3.0, 0.0, 2.0, 2.0, 2.0, 1.0]])
@@ -587,8 +652,10 @@ def test_ties(impl):
 @GET_K_LARGEST.check(
     "any tensor, any buffer",
     points=2,
-    hint="Choose the largest, exclude its neighbourhood of `buffer` columns on either side in its own row, choose "
-    "again. Negative numbers are numbers: what is excluded must not come back as a zero.",
+    hint="""
+        Choose the largest, exclude its neighbourhood of `buffer` columns on either side in its own row, choose again.
+        Negative numbers are numbers: what is excluded must not come back as a zero.
+        """,
 )
 def test_largest_any(impl):
     generator = torch.Generator().manual_seed(0)
@@ -610,8 +677,10 @@ def test_largest_any(impl):
 @GET_K_LARGEST.check(
     "when there are not so many",
     points=1,
-    hint="Count what is free before you take the next one. If nothing is, or if `x` is not of rank 2, raise a "
-    "ValueError: an endless loop, a shorter answer or a place that was excluded are all worse.",
+    hint="""
+        Count what is free before you take the next one. If nothing is, or if `x` is not of rank 2, raise a ValueError:
+        an endless loop, a shorter answer or a place that was excluded are all worse.
+        """,
     seconds=10,
 )
 def test_largest_impossible(impl):
@@ -620,8 +689,10 @@ def test_largest_impossible(impl):
         expect.raises(
             lambda k=k, buffer=buffer, no_overlap=no_overlap: impl.get_k_largest_indices(x, k, buffer, no_overlap),
             "ValueError",
-            why=f"x has shape (2, 6); with buffer = {buffer} and no_overlap = {no_overlap} there are at most {there} "
-            f"places, and k = {k}",
+            why=f"""
+                x has shape (2, 6); with buffer = {buffer} and no_overlap = {no_overlap} there are at most {there}
+                places, and k = {k}
+                """,
         )
     expect.raises(
         lambda: impl.get_k_largest_indices(x[0], 1, 0, True),
@@ -636,8 +707,10 @@ def test_largest_impossible(impl):
     "two hundred thousand entries",
     points=1,
     seconds=60,
-    hint="Let torch look for the largest: `argmax` or `topk` of the whole tensor. Going through all entries in "
-    "Python, or sorting them k times, takes far too long for real texts.",
+    hint="""
+        Let torch look for the largest: `argmax` or `topk` of the whole tensor. Going through all entries in Python, or
+        sorting them k times, takes far too long for real texts.
+        """,
 )
 def test_largest_is_fast(impl):
     x = torch.rand(400, 512, generator=torch.Generator().manual_seed(2))
@@ -672,8 +745,10 @@ def test_windows_by_hand(impl):
             name="the windows",
             dims=("k", "window"),
             why="`buffer` entries on either side and the one in the middle",
-            hint="`torch.arange(-buffer, buffer + 1)` has 2 buffer + 1 entries: the upper end is not included, hence "
-            "the + 1.",
+            hint="""
+                `torch.arange(-buffer, buffer + 1)` has 2 buffer + 1 entries: the upper end is not included, hence the +
+                1.
+                """,
         )
         expect.close(
             got,
@@ -686,8 +761,10 @@ def test_windows_by_hand(impl):
 @INDEX_WITH_BUFFER.check(
     "tokens stay tokens, and windows may touch the edge",
     points=1,
-    hint="Index x itself; do not write into a new float tensor. A window that ends exactly at the first or last "
-    "column fits.",
+    hint="""
+        Index x itself; do not write into a new float tensor. A window that ends exactly at the first or last column
+        fits.
+        """,
 )
 def test_windows_of_tokens(impl):
     x = torch.arange(24).reshape(3, 8)
@@ -703,8 +780,10 @@ def test_windows_of_tokens(impl):
 @INDEX_WITH_BUFFER.check(
     "a window that does not fit",
     points=1,
-    hint="In Python, column -1 is the last column: a window that reaches beyond the beginning quietly wraps around "
-    "to the end of the row. Check the columns yourself and raise a ValueError.",
+    hint="""
+        In Python, column -1 is the last column: a window that reaches beyond the beginning quietly wraps around to the
+        end of the row. Check the columns yourself and raise a ValueError.
+        """,
 )
 def test_windows_that_do_not_fit(impl):
     x = torch.arange(24).reshape(3, 8)
@@ -742,8 +821,9 @@ def examples_of(impl, model, transcoder, tokens, latents, k, buffer):
         expected=f"a dict with the keys {sorted(latents)}",
         returned=expect.describe(got),
         why="a list of places for each latent, found under its number (an int)",
-        hint="Keys are the latents' numbers as they were given, also for a latent that is never active: its list is "
-        "empty.",
+        hint="""
+            Keys are the latents' numbers as they were given, also for a latent that is never active: its list is empty.
+            """,
     )
     for latent, found in got.items():
         good = isinstance(found, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 3 for one in found)
@@ -769,15 +849,15 @@ def chosen_latents(model, transcoder):
     return tuple(dict.fromkeys([*many, *few, *never, sink]))
 
 
-LISTED = (
-    "For each latent: the largest activation of all rows and columns, then the next that is not within `buffer` "
-    "columns of one that was taken, in the same row, and so on; only active places, at most k. Activations are "
-    "those of `transcoder.encode(mlp_in)`, bias and threshold included."
-)
-AROUND_THE_MODEL = (
-    "The loop over latents must not be around the model: one run gives the activations of all of them, "
-    "`transcoder.encode(mlp_in)[..., latents]`. Batches of rows are fine, as long as each row runs once."
-)
+LISTED = """
+    For each latent: the largest activation of all rows and columns, then the next that is not within `buffer` columns
+    of one that was taken, in the same row, and so on; only active places, at most k. Activations are those of
+    `transcoder.encode(mlp_in)`, bias and threshold included.
+    """
+AROUND_THE_MODEL = """
+    The loop over latents must not be around the model: one run gives the activations of all of them,
+    `transcoder.encode(mlp_in)[..., latents]`. Batches of rows are fine, as long as each row runs once.
+    """
 
 
 def _diagnosis(acts, got, want, latent, k, buffer, start=1):
@@ -785,20 +865,20 @@ def _diagnosis(acts, got, want, latent, k, buffer, start=1):
     if any(act <= 0 for act, *_ in got):
         return "Places where the latent is not active do not count: leave them out, even if the list gets short."
     if any(column < start for _, column in places):
-        return (
-            "A place at the first position: that is the attention sink, which the transcoder has never seen. "
-            "Positions before `first_position(model)` do not count."
-        )
+        return """
+            A place at the first position: that is the attention sink, which the transcoder has never seen. Positions
+            before `first_position(model)` do not count.
+            """
     if any(not buffer <= column < acts.shape[1] - buffer for _, column in places):
         return "A place in the margin: `buffer` columns on either side must be inside the row."
     near_by = [(a, b) for n, a in enumerate(places) for b in places[:n] if a[0] == b[0] and abs(a[1] - b[1]) <= buffer]
     if near_by:
         return f"Places {near_by[0]} are in the same row within buffer = {buffer} columns of each other."
     if len({row for row, _ in places}) == len(places) and len({row for row, _ in wanted}) < len(wanted):
-        return (
-            "Each row gave one place at most. A row may give several, as long as they are more than `buffer` "
-            "columns apart."
-        )
+        return """
+            Each row gave one place at most. A row may give several, as long as they are more than `buffer` columns
+            apart.
+            """
     if sorted(places) == sorted(wanted) and places != wanted:
         return "The places are right, their order is not: strongest first."
     if len(got) > k:
@@ -942,22 +1022,22 @@ def ranked(got, want, k, *, token_of, what, why, mistakes, hint=None, any_consta
     )
 
 
-FINAL_NORM = (
-    "This is the decoder row times the unembedding alone. Between the stream and the logits lies the final norm, "
-    "and its weights differ from one coordinate to the next: multiply the row by `model.ln_final.weight` first."
-)
+FINAL_NORM = """
+    This is the decoder row times the unembedding alone. Between the stream and the logits lies the final norm, and its
+    weights differ from one coordinate to the next: multiply the row by `model.ln_final.weight` first.
+    """
 WRITES_NOT_READS = (
     "This looks at what the latent *reads*, its encoder column. The logit lens asks what it *writes*: the decoder row."
 )
-READS_NOT_WRITES = (
-    "This looks at what the latent *writes*, its decoder row. De-embedding asks what it *reads*: the encoder column, "
-    "`sae.W_enc[:, latent_idx]`."
-)
+READS_NOT_WRITES = """
+    This looks at what the latent *writes*, its decoder row. De-embedding asks what it *reads*: the encoder column,
+    `sae.W_enc[:, latent_idx]`.
+    """
 PROBABILITIES = "These are probabilities. The logit lens gives logits: leave the softmax out."
-SMALLEST = (
-    "These are the tokens with the smallest values, the most negative ones. `topk` gives the largest unless it is told "
-    "otherwise. Or was it the absolute value that was ranked? A token that is pushed *down* is not a top token."
-)
+SMALLEST = """
+    These are the tokens with the smallest values, the most negative ones. `topk` gives the largest unless it is told
+    otherwise. Or was it the absolute value that was ranked? A token that is pushed *down* is not a top token.
+    """
 BY_MAGNITUDE = (
     "These are ranked by absolute value. A token that is pushed *down* strongly is not a top token: no `abs()`."
 )
@@ -1004,8 +1084,10 @@ def test_top_logits(impl, model, dictionaries):
 @TOP_LOGITS.check(
     "a residual dictionary has decoder rows too; k is what you ask for",
     points=1,
-    hint="Nothing in the logit lens is special to transcoders: `sae.W_dec[latent_idx]` and the model's own weights "
-    "are all it needs. The result has exactly k entries.",
+    hint="""
+        Nothing in the logit lens is special to transcoders: `sae.W_dec[latent_idx]` and the model's own weights are all
+        it needs. The result has exactly k entries.
+        """,
 )
 def test_top_logits_resid(impl, model, dictionaries):
     sae = dictionaries["resid_pre.6"]
@@ -1081,8 +1163,10 @@ def test_top_deembeddings(impl, model, dictionaries):
                 ),
                 (
                     scores + transcoder.b_enc[latent],
-                    "The encoder's bias is added. It is the same for all tokens and tells nothing about them: leave "
-                    "it out.",
+                    """
+                    The encoder's bias is added. It is the same for all tokens and tells nothing about them: leave it
+                    out.
+                    """,
                 ),
             ],
         )
@@ -1144,8 +1228,10 @@ def in_units(rows):
     "embedding plus first MLP, scaled",
     points=3,
     seconds=180,
-    hint="Row t is `e + block.mlp(block.ln2(e))` with `block = model.blocks[0]`, divided by its standard deviation. "
-    "The mean stays, since this model has an RMSNorm.",
+    hint="""
+        Row t is `e + block.mlp(block.ln2(e))` with `block = model.blocks[0]`, divided by its standard deviation. The
+        mean stays, since this model has an RMSNorm.
+        """,
 )
 def test_extended_rows(impl, model):
     got, _, _ = extended_by(impl, model)
@@ -1192,8 +1278,10 @@ def test_extended_rows(impl, model):
     "frugal, and without gradients",
     points=1,
     seconds=180,
-    hint="Go through `model.W_E` in slices of some thousand rows, under `torch.no_grad()`: for all rows at once, the "
-    "MLP's inner activations alone take several times the result.",
+    hint="""
+        Go through `model.W_E` in slices of some thousand rows, under `torch.no_grad()`: for all rows at once, the MLP's
+        inner activations alone take several times the result.
+        """,
 )
 def test_extended_memory(impl, model):
     _, wants_gradient, peak = extended_by(impl, model)
@@ -1239,13 +1327,17 @@ def test_pullback(impl, model, dictionaries):
                 ),
                 (
                     (earlier.W_dec.double() @ wrong_ends).float(),
-                    "The later latent's *decoder* row was used: that is what it writes. What it reads is its encoder "
-                    "column, `transcoder_to.W_enc[:, latent_idx]`.",
+                    """
+                    The later latent's *decoder* row was used: that is what it writes. What it reads is its encoder
+                    column, `transcoder_to.W_enc[:, latent_idx]`.
+                    """,
                 ),
                 (
                     (earlier.W_enc.double().T @ column).float(),
-                    "The earlier latents' *encoder* columns were used: that is what they read. What they write are "
-                    "the rows of `transcoder_from.W_dec`.",
+                    """
+                    The earlier latents' *encoder* columns were used: that is what they read. What they write are the
+                    rows of `transcoder_from.W_dec`.
+                    """,
                 ),
                 (
                     (later.W_dec.double() @ earlier.W_enc[:, latent].double()).float(),
@@ -1263,8 +1355,10 @@ def test_pullback(impl, model, dictionaries):
 @PULLBACK.check(
     "no text, no order reversed",
     points=2,
-    hint="The block's number is in `transcoder.cfg.metadata.hook_name`. What is written in block 8 cannot be read in "
-    "block 3, nor in block 8 itself: raise a ValueError. And one if the later transcoder has no such latent.",
+    hint="""
+        The block's number is in `transcoder.cfg.metadata.hook_name`. What is written in block 8 cannot be read in block
+        3, nor in block 8 itself: raise a ValueError. And one if the later transcoder has no such latent.
+        """,
 )
 def test_pullback_order(impl, model, dictionaries):
     earlier, later = dictionaries["transcoder.3"], dictionaries["transcoder.8"]
@@ -1296,8 +1390,10 @@ def test_pullback_order(impl, model, dictionaries):
 @INFLUENCE.check(
     "activations times pullback",
     points=2,
-    hint="`acts * pullback`, with the latents of `transcoder_from` on these tokens and zeros before "
-    "`first_position(model)`.",
+    hint="""
+        `acts * pullback`, with the latents of `transcoder_from` on these tokens and zeros before
+        `first_position(model)`.
+        """,
 )
 def test_influence(impl, model, dictionaries):
     earlier, later, tokens = dictionaries["transcoder.3"], dictionaries["transcoder.8"], some_tokens(model)
@@ -1316,8 +1412,10 @@ def test_influence(impl, model, dictionaries):
         mistakes=[
             (
                 with_sink,
-                "The first position counts here, the attention sink: set the activations before "
-                "`first_position(model)` to zero.",
+                """
+                The first position counts here, the attention sink: set the activations before `first_position(model)`
+                to zero.
+                """,
             ),
             (active, "This is the pullback wherever a latent is active; it must be multiplied by *how* active it is."),
             (want.relu(), "Negative influences count too: an earlier latent may hold the later one down."),
@@ -1330,8 +1428,10 @@ def test_influence(impl, model, dictionaries):
 @INFLUENCE.check(
     "frugal, clean, and clear about rank",
     points=1,
-    hint="The model need not go beyond the block of `transcoder_from`: `stop_at_layer` is its number plus 1. Raise a "
-    "ValueError if `tokens.ndim` is not 2.",
+    hint="""
+        The model need not go beyond the block of `transcoder_from`: `stop_at_layer` is its number plus 1. Raise a
+        ValueError if `tokens.ndim` is not 2.
+        """,
 )
 def test_influence_cost(impl, model, dictionaries):
     earlier, later, tokens = dictionaries["transcoder.3"], dictionaries["transcoder.8"], some_tokens(model)[:2, :8]

@@ -12,7 +12,7 @@ from utils.models.loading import load
 
 def tag_of(item: Any) -> dict | None:
     """What stands for `item` in a message, or None if it can not cross."""
-    name = _name_of(item)
+    name = name_of(item)
     if name:
         return {"course": name}
     if _is_dictionary(item):
@@ -40,7 +40,8 @@ def named(name: str) -> Any:
     return loaded.model if name == "model" else loaded.dictionaries[name]
 
 
-def _name_of(item: Any) -> str | None:
+def name_of(item: Any) -> str | None:
+    """The name that the course knows a loaded object by: "model" or a dictionary's."""
     loaded = load()
     if item is loaded.model:
         return "model"

@@ -15,6 +15,11 @@ from utils.errors import CourseError
 from utils.files import shown
 
 
+def flowing(text: str) -> str:
+    """A text without the line breaks and the indentation that it has in the source."""
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class Check:
     """One graded check of an exercise.
@@ -47,13 +52,14 @@ class Exercise:
     checks: list[Check] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        self.hints = tuple(map(flowing, self.hints))
         for dots in (self.difficulty, self.importance):
             if dots not in range(1, 6):
                 raise ValueError(f"exercise {self.name}: difficulty and importance are 1 to 5 dots, not {dots}")
 
     def check(self, title: str, *, hint: str, points: int = 1, seconds: float = 30) -> Callable:
         """Decorator: make a test function a graded check of this exercise."""
-        made = Check(self.name, title, points, hint, seconds)
+        made = Check(self.name, title, points, flowing(hint), seconds)
         self.checks.append(made)
         return pytest.mark.graded(made)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,9 @@ import torch
 
 from utils import student_work
 from utils.chapters import find_chapter
-from utils.checks.expect import StudentError, describe
+from utils.checks.expect import Opaque, StudentError, describe
 from utils.checks.time_limit import time_limit
+from utils.checks.untouched import untouched
 from utils.checks.watch import watch
 from utils.errors import CourseError
 from utils.paths import ROOT
@@ -42,6 +44,8 @@ class Missing(StudentError):
 class WrongSignature(StudentError):
     """The call that the exercise specifies does not fit the implementation's parameters."""
 
+
+STUB_SAYS = re.compile(r"write \S+, then run the check below")  # torch raises NotImplementedError too, in other words
 
 ERRORS = {kind.__name__: kind for kind in (StudentError, NotWritten, Missing, WrongSignature)}
 
@@ -67,7 +71,7 @@ class Backend(Protocol):
         ...
 
 
-class Handle:
+class Handle(Opaque):
     """Something on the implementation's side: a function, a class, or an object of a student's class."""
 
     def __init__(self, implementation: Implementation, reference: Any, expression: str):
@@ -80,6 +84,18 @@ class Handle:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._implementation._call(self, args, kwargs)
+
+    def __len__(self) -> int:
+        return self._implementation._ask(self, "__len__")
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._implementation._ask(self, "__getitem__", place)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return True  # not the length's business: something is there
 
     def __repr__(self) -> str:
         return self._expression
@@ -115,6 +131,12 @@ class Implementation:
         expression = f"{handle._expression}({', '.join(shown)})"
         self._calls[-1:] = [expression]
         return self._wrap(self._backend.call(handle._reference, args, kwargs), expression)
+
+    def _ask(self, handle: Handle, method: str, *args: Any) -> Any:
+        """What one of Python's own methods of the object gives. Not among the calls that a message shows."""
+        function = self._backend.get(handle._reference, method)
+        expression = f"{handle._expression}[{args[0]!r}]" if args else handle._expression
+        return self._wrap(self._backend.call(function, args, {}), expression)
 
     def _wrap(self, value: Any, expression: str) -> Any:
         return Handle(self, value, expression) if isinstance(value, Reference) else value
@@ -195,22 +217,37 @@ def get_attribute(owner: Any, attribute: str) -> Any:
 
 
 def call_student(function: Any, args: tuple, kwargs: dict) -> Any:
-    """Call the student's function or class; wrong parameters are told from errors inside it."""
-    check_signature(function, args, kwargs)
-    with student_code():
+    """Call the student's function or class.
+
+    Args:
+        function: what to call.
+        args: its arguments, copies where they are tensors; that it left them alone is checked.
+        kwargs: its named arguments, likewise.
+
+    Raises:
+        WrongSignature: the arguments do not fit its parameters.
+        StudentError: it raised something itself.
+        CheckFailed: it changed what it must leave as it was; see `utils.checks.untouched`.
+    """
+    with untouched(bound(function, args, kwargs)), student_code():
         return function(*args, **kwargs)
 
 
-def check_signature(function: Any, args: tuple, kwargs: dict) -> None:
+def bound(function: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments by the function's own names for them.
+
+    Raises:
+        WrongSignature: they do not fit its parameters.
+    """
     name = getattr(function, "__name__", repr(function))
     if not callable(function):
         raise WrongSignature("TypeError", f"`{name}` is a {type(function).__name__}, not something to call.")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # builtins have none: the call itself will tell
-        return
+        return {str(number): value for number, value in enumerate(args)} | kwargs
     try:
-        signature.bind(*args, **kwargs)
+        return signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         given = ", ".join([*("..." for _ in args), *(f"{key}=..." for key in kwargs)])
         raise WrongSignature(
@@ -229,10 +266,11 @@ def student_code() -> Iterator[None]:
         raise
     except student_work.NotYet as missing:
         raise StudentError("NotYet", str(missing)) from None
-    except NotImplementedError as error:
-        raise NotWritten("NotImplementedError", str(error)) from None
     except Exception as error:
-        raise StudentError(type(error).__name__, str(error), failing_line(error)) from None
+        if isinstance(error, NotImplementedError) and STUB_SAYS.fullmatch(str(error)):
+            raise NotWritten("NotImplementedError", str(error)) from None
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        raise StudentError(type(error).__name__, str(error), failing_line(error), kinds) from None
 
 
 def failing_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from utils import plain
 from utils.checks import course_objects
-from utils.checks.expect import StudentError
+from utils.checks.expect import CheckFailed, StudentError
 from utils.checks.implementations import ERRORS, Handle, Implementation, Reference
 from utils.checks.time_limit import OutOfTime, patience
 from utils.paths import ROOT, SOLUTIONS
@@ -132,6 +132,8 @@ class IsolatedBackend:
         if "error" in answer:
             kind, *words = answer["error"]
             raise ERRORS.get(kind, StudentError)(*words)
+        if "failure" in answer:
+            raise CheckFailed(**answer["failure"])
         return answer, leaves
 
     def _send(self, message: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a computation costs: forward passes, blocks run, token positions, hooks left behind, peak memory."""
+"""What a computation costs: forward passes, blocks run, token positions, hooks left behind, random numbers, memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,16 @@ class PeakMemory(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            yield from (part.untyped_storage() for part in _dense_parts(leaf))
+
+
+def _dense_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What has storage: the tensor itself, or what a sparse one is made of."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    return (tensor,) if tensor.layout == torch.strided else ()
 
 
 def _key(storage: torch.UntypedStorage) -> int:
@@ -54,9 +63,11 @@ def watch(model: Any = None) -> Iterator[SimpleNamespace]:
 
     `passes`: forward passes of `model`; `blocks`: how many blocks ran, counted from the first; `tokens`: positions run
     in all, padding included; `unembedded`: whether logits were computed; `hooks_left`: hooks still on the model;
-    `peak_bytes`: most tensor memory alive at once beyond what was there before (any model or none).
+    `peak_bytes`: most tensor memory alive at once beyond what was there before (any model or none); `random`: whether
+    torch's global random numbers were drawn from or seeded.
     """
-    seen = SimpleNamespace(passes=0, blocks=0, tokens=0, unembedded=False, hooks_left=0, peak_bytes=0)
+    seen = SimpleNamespace(passes=0, blocks=0, tokens=0, unembedded=False, hooks_left=0, peak_bytes=0, random=False)
+    numbers_before = torch.get_rng_state()
     handles = [] if model is None else list(_count_forwards(model, seen))
     hooks_before = _hooks_on(model)
     memory = PeakMemory()
@@ -65,6 +76,7 @@ def watch(model: Any = None) -> Iterator[SimpleNamespace]:
             yield seen
     finally:
         seen.peak_bytes = memory.peak
+        seen.random = not torch.equal(torch.get_rng_state(), numbers_before)
         for handle in handles:
             handle.remove()
         seen.hooks_left = _hooks_on(model) - hooks_before

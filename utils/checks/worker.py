@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from utils import plain, student_work
 from utils.checks import course_objects
-from utils.checks.expect import StudentError
+from utils.checks.expect import CheckFailed, StudentError
 from utils.checks.implementations import Missing, call_student, get_attribute, load_file, student_code
 from utils.checks.watch import watch
 
@@ -55,8 +55,10 @@ class Worker:
                 value = self._remember(value, leaves)
             return plain.dumps({"value": value, "tape": self._tape(value, leaves)}, _outgoing)
         except StudentError as error:
-            where = [error.where] if error.where else []
-            return plain.dumps({"error": [type(error).__name__, error.type_name, error.text, *where]})
+            words = [error.type_name, error.text, error.where, error.kinds]
+            return plain.dumps({"error": [type(error).__name__, *words]})
+        except CheckFailed as failure:
+            return plain.dumps({"failure": vars(failure)})
 
     def _incoming(self, tag: dict, tensor: torch.Tensor | None, leaves: list[torch.Tensor]) -> Any:
         if tensor is not None:

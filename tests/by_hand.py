@@ -1,0 +1,269 @@
+"""Oracles that several chapters' checks use: the model's activations by plain torch hooks on its modules, latents from
+a dictionary's weights, small random dictionaries, sparse parts. Nothing here uses what the exercises ask for."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import torch
+
+from utils import first_position, layer_of
+from utils.checks import expect
+
+Change = Callable[[torch.Tensor], torch.Tensor | None]
+
+
+# The model's activations.
+
+
+def _module_at(model: Any, place: str) -> tuple[torch.nn.Module, bool]:
+    """The module at a hook point, and whether the activation goes into it (or else comes out of it)."""
+    block = model.blocks[layer_of(place)]
+    modules = {
+        "hook_resid_pre": (block, True),
+        "hook_resid_mid": (block.ln2, True),
+        "hook_resid_post": (block, False),
+        "attn.hook_z": (block.attn.o, True),
+        "attn.hook_pattern": (block.attn.hook_pattern, False),
+        "ln2.hook_normalized": (block.mlp, True),
+        "mlp.hook_in": (block.mlp, True),
+        "hook_mlp_out": (block.mlp, False),
+    }
+    return modules[place.split(".", 2)[2]]
+
+
+def torch_hook(model: Any, place: str, function: Change) -> Any:
+    """Hang a torch hook on the module at a hook point.
+
+    Args:
+        model: the model.
+        place: the hook point's full name, such as "blocks.3.hook_resid_pre".
+        function: gets the activation, and returns what takes its place, or None. z comes with its heads side by side.
+
+    Returns:
+        The hook's handle; used in a `with`, it takes the hook off again.
+    """
+    module, goes_in = _module_at(model, place)
+
+    def enter(_: Any, args: tuple, kwargs: dict) -> Any:
+        if args:
+            changed = function(args[0].flatten(2) if place.endswith("hook_z") else args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+        key = next(iter(kwargs))
+        changed = function(kwargs[key])
+        return None if changed is None else (args, kwargs | {key: changed})
+
+    def leave(_: Any, args: tuple, out: Any) -> Any:
+        whole = isinstance(out, tuple)
+        changed = function(out[0] if whole else out)
+        return (changed, *out[1:]) if whole and changed is not None else changed
+
+    if goes_in:
+        return module.register_forward_pre_hook(enter, with_kwargs=True)
+    return module.register_forward_hook(leave)
+
+
+def run(
+    model: Any,
+    tokens: torch.Tensor,
+    until: int | None = None,
+    changes: Mapping[str, Change] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Run the model, without gradients of the weights but with those of what `changes` put in.
+
+    Args:
+        model: the model.
+        tokens: [batch, seq].
+        until: the block to stop in front of; None runs to the end.
+        changes: hook points and what to do there, see `torch_hook`.
+        options: more arguments of the model's call.
+
+    Returns:
+        The stream that enters block `until` [batch, seq, d_model], or logits [batch, seq, d_vocab].
+    """
+    with ExitStack() as hooks:
+        for place, function in (changes or {}).items():
+            hooks.enter_context(torch_hook(model, place, function))
+        return model(tokens, stop_at_layer=until, **options)
+
+
+def read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch.Tensor:
+    """The activation at a hook point of the untouched model, [batch, seq, ...]; what was read once is remembered.
+
+    Args:
+        model: the model.
+        tokens: [batch, seq].
+        place: the hook point's full name.
+        options: more arguments of the model's call; with any of them, nothing is remembered.
+    """
+    if options:
+        return _read(model, tokens, place, **options)
+    return _remembered(model, tuple(map(tuple, tokens.tolist())), place).clone()
+
+
+@cache
+def _remembered(model: Any, rows: tuple[tuple[int, ...], ...], place: str) -> torch.Tensor:
+    return _read(model, torch.tensor(rows), place)
+
+
+def _read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch.Tensor:
+    activations: list[torch.Tensor] = []
+
+    def keep(activation: torch.Tensor) -> None:
+        activations.append(activation.detach().clone())
+
+    until = layer_of(place) + 1
+    with torch.no_grad():
+        run(model, tokens, until if until < model.cfg.n_layers else None, {place: keep}, **options)
+    return activations[0]
+
+
+# Dictionaries.
+
+
+@cache
+def stand_in(place: str, d_sae: int = 48, kind: str = "topk", k: int = 6, seed: int = 0) -> Any:
+    """A small dictionary of random directions: it reconstructs badly, which makes a mixed-up stream easy to see.
+
+    Args:
+        place: the hook point that it reads, in the stream or z (576 numbers).
+        d_sae: how many latents it has.
+        kind: "topk" or "standard" (ReLU).
+        k: how many latents are active at a token, where it is a TopK.
+        seed: another seed, other directions.
+
+    Returns:
+        A dictionary that wants no gradients.
+    """
+    from sae_lens import SAE
+
+    generator = torch.Generator().manual_seed(seed + 100 * layer_of(place))
+    rows = torch.nn.functional.normalize(torch.randn(d_sae, 576, generator=generator), dim=1)
+    sae = SAE.from_dict(
+        {
+            "architecture": kind,
+            "d_in": 576,
+            "d_sae": d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "reshape_activations": "hook_z" if place.endswith("hook_z") else "none",
+            "metadata": {"hook_name": place},
+            **({"k": k} if kind == "topk" else {}),
+        }
+    )
+    weights = {"W_dec": rows, "W_enc": 2 * rows.T.contiguous()}
+    weights["b_enc"] = torch.randn(d_sae, generator=generator)
+    weights["b_dec"] = torch.randn(576, generator=generator)
+    sae.load_state_dict(weights)
+    return sae.eval().requires_grad_(False)
+
+
+def latents(sae: Any, activation: torch.Tensor) -> torch.Tensor:
+    """A dictionary's latents by their definition, from its weights.
+
+    Args:
+        sae: a TopK, ReLU or JumpReLU dictionary or transcoder.
+        activation: what it reads, [..., d_in]; computed with in double precision.
+
+    Returns:
+        [..., d_sae]: pre-activations where they are positive and the k largest, or above the threshold; else 0.
+    """
+    before = activation.double() @ sae.W_enc.double() + sae.b_enc.double()
+    k, threshold = getattr(sae.cfg, "k", None), getattr(sae, "threshold", None)
+    if k is not None:
+        top = before.topk(k, dim=-1)
+        before = torch.zeros_like(before).scatter(-1, top.indices, top.values)
+    floor = torch.zeros(()) if threshold is None else threshold.clamp_min(0)
+    return torch.where(before > floor, before, 0.0).to(activation.dtype)
+
+
+def written(sae: Any, dense: torch.Tensor) -> torch.Tensor:
+    """What a dictionary makes of latents [..., d_sae], from its weights, in double precision: [..., d_out]."""
+    return (dense.double() @ sae.W_dec.double() + sae.b_dec.double()).to(dense.dtype)
+
+
+def counted(model: Any, dense: torch.Tensor) -> torch.Tensor:
+    """Latents [batch, seq, d_sae] with those zeroed that do not count: before `first_position(model)`."""
+    first = first_position(model)
+    return torch.cat([torch.zeros_like(dense[:, :first]), dense[:, first:]], dim=1)
+
+
+def from_first(model: Any, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """`before` [batch, seq, ...] up to `first_position(model)`, `after` from there on."""
+    first = first_position(model)
+    return torch.cat([before.expand_as(after)[:, :first], after[:, first:]], dim=1)
+
+
+# Sparse parts.
+
+
+def sparse(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """(values [nnz], indices [nnz, rank], shape) of what is not zero, in row-major order."""
+    indices = dense.nonzero()
+    return dense[indices.unbind(-1)], indices, tuple(dense.shape)
+
+
+def dense_of(values: torch.Tensor, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The dense tensor of sparse parts; autograd can follow."""
+    return torch.zeros(shape, dtype=values.dtype).index_put(indices.unbind(-1), values)
+
+
+def parts(acts: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """Demand a SparseTensor of chapter 03 (or its three parts).
+
+    Args:
+        acts: what was returned.
+        name: what it is, in the exercise's words.
+
+    Returns:
+        (values, indices, shape).
+
+    Raises:
+        CheckFailed: it is something else.
+    """
+    if isinstance(acts, tuple | list) and len(acts) == 3:
+        return tuple(acts)
+    expect.that(
+        isinstance(acts, expect.Opaque),
+        expected=f"`{name}` as your SparseTensor of chapter 03",
+        returned=acts,
+        why="values, positions and shape belong together",
+        hint="Wrap the dense activations: `mine.SparseTensor.from_dense(dense)`.",
+    )
+    return acts.values, acts.indices, tuple(acts.shape)
+
+
+def same_entries(acts: Any, want: torch.Tensor, *, name: str, why: str, mistakes: expect.Mistakes = ()) -> None:
+    """Demand a SparseTensor with the entries of a dense tensor, in row-major order.
+
+    Args:
+        acts: what was returned.
+        want: the dense tensor.
+        name: what it is, in the exercise's words.
+        why: how the checker knows.
+        mistakes: known wrong answers, dense too, with their hints; places and values must both be theirs.
+
+    Raises:
+        CheckFailed: shape, places or values are others.
+    """
+    values, indices, shape = parts(acts, name)
+
+    def same(one: tuple, other: tuple) -> bool:
+        (one_values, one_places, _), (other_values, other_places, _) = one, other
+        return expect.is_same(one_places, other_places) and expect.agree(one_values, other_values, norm="largest")
+
+    def sparse_mistakes() -> Any:
+        for wrong, hint in mistakes() if callable(mistakes) else mistakes:
+            yield sparse(wrong() if callable(wrong) else wrong), hint
+
+    wanted = sparse(want)
+    if same((values, indices, shape), wanted) and tuple(shape) == wanted[2]:
+        return
+    hint = expect.mistake_in((values, indices, shape), wanted, sparse_mistakes, same)
+    expect.equal(tuple(shape), wanted[2], name=f"`{name}.shape`", why="(batch, seq, d_sae)", hint=hint)
+    expect.equal(indices, wanted[1], name=f"`{name}.indices`", why=why, hint=hint)
+    expect.close(values, wanted[0], name=f"`{name}.values`", why=why, hint=hint, norm="largest")

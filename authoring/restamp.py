@@ -60,5 +60,5 @@ def _documents(root: Path) -> list[Path]:
 def _moved(text: str, before: str, after: str) -> str:
     """A document with the address replaced, also where a badge's link holds only `owner/name`."""
     for old, new in ((before, after), (urlsplit(before).path.strip("/"), urlsplit(after).path.strip("/"))):
-        text = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-])", lambda _, new=new: new, text)
+        text = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-])", new, text)
     return text

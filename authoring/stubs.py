@@ -42,7 +42,7 @@ def stub_source(module_source: str, name: str, filename: str = "the solution") -
     node = _definition(ast.parse(module_source, filename), name, filename)
     lines = module_source.splitlines()
     cuts = _cuts(node, name, lines, _regions(module_source, filename))
-    return "\n".join(_apply(cuts, lines, _first_line(node), node.end_lineno)) + "\n"
+    return "\n".join(_apply(cuts, lines, _first_line(node), _last_line(node))) + "\n"
 
 
 def stub_module(module_source: str, names: Iterable[str], filename: str = "the solution") -> str:
@@ -108,7 +108,7 @@ def _cuts(node: _Function | ast.ClassDef, name: str, lines: list[str], regions: 
 
 def _inside(node: _Function | ast.ClassDef, regions: list[_Region]) -> list[_Region]:
     """Regions that begin in the definition. The last may end below it: the syntax tree knows no comments."""
-    return [one for one in regions if node.lineno < one.begin <= node.end_lineno]
+    return [one for one in regions if node.lineno < one.begin <= _last_line(node)]
 
 
 def _never_empty(cuts: list[_Cut], node: ast.ClassDef) -> list[_Cut]:
@@ -131,14 +131,14 @@ def _function_cuts(node: _Function, name: str, lines: list[str], regions: list[_
     first = node.body[0]
     is_documented = ast.get_docstring(node, clean=False) is not None
     if is_documented and len(node.body) == 1:
-        return [_Cut(first.end_lineno + 1, first.end_lineno, [_raise(" " * first.col_offset, name)])]
+        return [_Cut(_last_line(first) + 1, _last_line(first), [_raise(" " * first.col_offset, name)])]
     answer = node.body[1] if is_documented else first
     before = lines[answer.lineno - 1].encode()[: answer.col_offset].decode()
     if before.strip():  # `def f(x): return x`
         indent = " " * (node.col_offset + 4)
-        return [_Cut(answer.lineno, node.end_lineno, [before.rstrip(" ;"), _raise(indent, name)])]
-    start = first.end_lineno + 1 if is_documented else _header_end(node, lines) + 1
-    return [_Cut(start, node.end_lineno, [_raise(before, name)])]
+        return [_Cut(answer.lineno, _last_line(node), [before.rstrip(" ;"), _raise(indent, name)])]
+    start = _last_line(first) + 1 if is_documented else _header_end(node, lines) + 1
+    return [_Cut(start, _last_line(node), [_raise(before, name)])]
 
 
 def _header_end(node: _Function, lines: list[str]) -> int:
@@ -155,6 +155,11 @@ def _raise(indent: str, name: str) -> str:
 
 def _first_line(node: _Function | ast.ClassDef) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _last_line(node: ast.stmt) -> int:
+    assert node.end_lineno is not None  # what was parsed from text has lines
+    return node.end_lineno
 
 
 def _apply(cuts: list[_Cut], lines: list[str], first: int, last: int) -> list[str]:

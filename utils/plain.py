@@ -73,7 +73,7 @@ def dumps(value: Any, special: Callable[[Any], dict | None] = lambda value: None
     return save(tensors, metadata={"structure": structure})
 
 
-def loads(blob: bytes, special: Callable[[dict], Any] | None = None) -> Any:
+def loads(blob: bytes, special: Callable[[dict, torch.Tensor | None], Any] | None = None) -> Any:
     """The value in `blob`. `special` gets (tag, tensor or None), in the order written, for every tensor and for every
     tag that the writer's `special` made, and returns the object that it stands for."""
     tensors = load(blob)

@@ -288,10 +288,10 @@ def _scopes(table: Any, is_called_later: bool) -> Iterator[tuple[Any, bool]]:
 def _text(node: ast.stmt, source: str, lines: list[str]) -> str:
     """The statement as written, with its decorators and the comment right above it."""
     first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-    if lines[first - 1][: node.col_offset].strip() or lines[node.end_lineno - 1].encode()[node.end_col_offset :].strip(
-        b" ;"
-    ):
-        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
+    assert node.end_lineno is not None  # what was parsed from text has lines
+    behind = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+    if lines[first - 1][: node.col_offset].strip() or behind.strip(" ;"):
+        rest = behind.strip()
         if not rest.startswith("#"):  # it shares its line with another statement
             return ast.get_source_segment(source, node) or ast.unparse(node)
     while first > 1 and re.match(r"#(?! ?%%|!)", lines[first - 2]) and not _is_marker(lines[first - 2]):
@@ -422,12 +422,16 @@ def _transformer() -> Any:
     return TransformerManager()
 
 
-def _code_cells(notebook: str | Path | dict) -> Iterator[tuple[int, str]]:
+def _as_json(notebook: str | Path | dict) -> dict[str, Any]:
+    if isinstance(notebook, dict):
+        return notebook
     if isinstance(notebook, str) and notebook.lstrip().startswith("{"):
-        notebook = json.loads(notebook)
-    elif isinstance(notebook, str | Path):
-        notebook = json.loads(Path(notebook).read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        return json.loads(notebook)
+    return json.loads(Path(notebook).read_text(encoding="utf-8"))
+
+
+def _code_cells(notebook: str | Path | dict) -> Iterator[tuple[int, str]]:
+    cells = [cell for cell in _as_json(notebook)["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(cells, start=1):
         yield number, cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
 

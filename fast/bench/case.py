@@ -27,12 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from utils.models.loading import Loaded
 
-Answer = "Tensor | tuple[Tensor, ...]"
+Answer: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
 
 @dataclass(frozen=True)

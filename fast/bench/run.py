@@ -186,8 +186,8 @@ def table(measured: list[tuple[Case, list[Measurement]]]) -> str:
         for case, ms in measured
         for position, m in enumerate(ms)
     ]
-    heads = [f"{head}\n{unit}" for head, unit in zip(heads, units, strict=True)]
-    return tabulate(rows, heads, colalign=("left", "left", *["right"] * 8), disable_numparse=True)
+    titles = [f"{head}\n{unit}" for head, unit in zip(heads, units, strict=True)]
+    return tabulate(rows, titles, colalign=("left", "left", *["right"] * 8), disable_numparse=True)
 
 
 def verdicts(measured: list[tuple[Case, list[Measurement]]], quick: bool) -> Iterator[str]:

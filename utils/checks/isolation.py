@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -151,7 +151,7 @@ class IsolatedBackend:
         except (EOFError, OSError):
             self._died()
 
-    def _died(self) -> Any:
+    def _died(self) -> NoReturn:
         status = self._worker.wait() if self._worker else None
         self.close()
         raise StudentError(

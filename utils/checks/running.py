@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Collection, Iterator, Sequence
+from typing import Literal
 
 import pytest
 
@@ -107,7 +108,8 @@ class _Session:
         """Note the row. The report says nothing of the traceback, which takes pytest longer than most checks take."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
             self.rows.append(_row(_implementation_of(item), _check_of(item), call))
-        outcome = "failed" if call.excinfo else "passed"
+        assert call.when != "collect"
+        outcome: Literal["failed", "passed"] = "failed" if call.excinfo else "passed"
         return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when, duration=call.duration)
 
 

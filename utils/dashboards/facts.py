@@ -204,11 +204,14 @@ def _extremes(loaded: Loaded, values: Float[Tensor, vocab]) -> tuple[Ranked, Ran
 
     def ranked(largest: bool) -> Ranked:
         best = values.topk(TOP_TOKENS, largest=largest)
-        return tuple(
-            (loaded.tokenizer.decode([i]), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        )
+        words = (_word(loaded, token) for token in best.indices.tolist())
+        return tuple(zip(words, best.values.tolist(), strict=True))
 
     return ranked(True), ranked(False)
+
+
+def _word(loaded: Loaded, token: int) -> str:
+    return str(loaded.tokenizer.decode([token]))
 
 
 # ---- what activates it
@@ -224,26 +227,27 @@ def _examples(loaded: Loaded, sae: SAE[Any], index: Index, number: int) -> tuple
     stretches = []
     for place in index.places[number].tolist():
         if place >= 0:
-            document, start, position = index.passage_of(place)
-            ids = loaded.tokenizer(documents[document]["text"], add_special_tokens=False)["input_ids"]
+            number_of_document, start, position = index.passage_of(place)
+            document = documents[number_of_document]
+            ids = loaded.tokenizer(document["text"], add_special_tokens=False)["input_ids"]
             end = start + min(position + 1 + AROUND, PASSAGE)
-            stretches.append((ids[start:end], position, documents[document]["doc"]))
+            stretches.append((ids[start:end], position, document["doc"]))
     if not stretches:
         return ()
     acts = _activations(loaded, sae, number, [ids for ids, _, _ in stretches])
-    found = []
-    for (ids, position, document), values in zip(stretches, acts.tolist(), strict=True):
+    examples = []
+    for (ids, position, name), values in zip(stretches, acts.tolist(), strict=True):
         first = max(0, position - AROUND)
-        found.append(
+        examples.append(
             Example(
-                tokens=tuple(loaded.tokenizer.decode([i]) for i in ids[first:]),
+                tokens=tuple(_word(loaded, token) for token in ids[first:]),
                 activations=tuple(values[first : len(ids)]),
                 strongest=position - first,
-                document=document,
+                document=name,
             )
         )
     # The index was made in half precision, which may swap places that are next to equal.
-    return tuple(sorted(found, key=lambda example: -example.activations[example.strongest]))
+    return tuple(sorted(examples, key=lambda example: -example.activations[example.strongest]))
 
 
 def _activations(loaded: Loaded, sae: SAE[Any], number: int, texts: list[list[int]]) -> Float[Tensor, "text length"]:

@@ -171,9 +171,9 @@ def _histogram(firing: Firing) -> Markup:
     bars = []
     for place, at in enumerate(bins):
         tall = max(height * firing.counts[at] / most, 1 if firing.counts[at] else 0)
-        corner = {"x": left + width * place + 1, "y": f"{bottom - tall:.1f}"}
+        x, y = left + width * place + 1, f"{bottom - tall:.1f}"
         title = element("title", _bin_words(firing, at))
-        bars.append(element("rect", title, **corner, width=width - 2, height=f"{tall:.1f}", fill=f"rgb({TINT})"))
+        bars.append(element("rect", title, x=x, y=y, width=width - 2, height=f"{tall:.1f}", fill=f"rgb({TINT})"))
     ticks = [
         _label(f"{firing.edges[at]:.3g}", left + width * place, bottom + 14)
         for place, at in enumerate(bins)

@@ -56,7 +56,8 @@ def public_tokens(model: SAETransformerBridge, n_rows: int, length: int = PASSAG
     """
     import torch
 
-    first, rows = model.tokenizer.bos_token_id, []
+    first = model.tokenizer.bos_token_id
+    rows: list[list[int]] = []
     for document in public_documents():
         if len(rows) == n_rows:
             break

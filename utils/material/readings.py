@@ -27,12 +27,14 @@ def ranking(
 
 def show_top_logits(model: SAETransformerBridge, sae: SAE[Any], latent_idx: int, k: int = 10) -> pd.DataFrame:
     """The tokens that a latent makes more probable, by your `top_logits`."""
-    return ranking(model, *mine.top_logits(model, sae, latent_idx, k), "logit lens")
+    values, token_ids = mine.top_logits(model, sae, latent_idx, k)
+    return ranking(model, values, token_ids, "logit lens")
 
 
 def show_top_deembeddings(model: SAETransformerBridge, sae: SAE[Any], latent_idx: int, k: int = 10) -> pd.DataFrame:
     """The tokens whose embeddings a latent reads most strongly, by your `top_deembeddings`."""
-    return ranking(model, *mine.top_deembeddings(model, sae, latent_idx, k), "de-embedding")
+    values, token_ids = mine.top_deembeddings(model, sae, latent_idx, k)
+    return ranking(model, values, token_ids, "de-embedding")
 
 
 def show_top_deembeddings_extended(
@@ -47,4 +49,5 @@ def show_top_deembeddings_extended(
     :param extended: the extended embedding, where you have it already: making it takes seconds
     """
     extended = mine.create_extended_embedding(model) if extended is None else extended
-    return ranking(model, *(extended @ sae.W_enc[:, latent_idx]).topk(k), "extended de-embedding")
+    values, token_ids = (extended @ sae.W_enc[:, latent_idx]).topk(k)
+    return ranking(model, values, token_ids, "extended de-embedding")

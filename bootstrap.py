@@ -147,8 +147,8 @@ def make_environment() -> None:
         print(f"Making the environment in {VENV} (some minutes, once)", flush=True)
         start_afresh()
     install_torch()
-    pip("--requirement", REQUIREMENTS, "--constraint", CONSTRAINTS)
-    # After the requirements, so that setuptools is there and nothing has to be fetched for the build.
+    # With setuptools, so that nothing has to be fetched to build the course itself.
+    pip("--requirement", REQUIREMENTS, "--constraint", CONSTRAINTS, "setuptools")
     pip("--no-deps", "--no-build-isolation", "--editable", ROOT)
     configure_jupyter()
     STAMP.write_text(json.dumps(wanted_stamp()))

@@ -2,6 +2,7 @@
 
 Runs before anything is installed, so it uses the standard library only and needs no more than Python and pip.
 Running it again costs nothing; it may be interrupted at any moment, and two of them may be started at once.
+Where there is no NVIDIA GPU, torch is the CPU build, which is small; what the build with CUDA costs is said first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -28,7 +30,10 @@ CONSTRAINTS = ROOT / "requirements.lock"
 INPUTS = (REQUIREMENTS, CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__).resolve())
 
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
-NEEDED_GB = 3.0
+NEEDED_GB = 3.0  # 2.2, and room for what is being unpacked
+CUDA_FETCHED_GB = 3.0
+CUDA_NEEDED_GB = 6.2
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # JupyterLab asks the network for news and extensions unless told not to; the course works with the network off.
 LAB_CONFIG = """\
@@ -44,8 +49,8 @@ LAB_PAGE_CONFIG = {"disabledExtensions": {"@jupyterlab/apputils-extension:announ
 SYMPTOMS = (
     (
         ("No space left on device", "Disk quota exceeded"),
-        "The disk is full. Free some space (the environment takes about {needed:.0f} GB, twice that with a GPU "
-        "build of torch; if it is the temporary folder that is small, set TMPDIR to a larger one).",
+        "The disk is full. Free some space (the environment takes about {needed:.0f} GB, twice that with torch's "
+        "CUDA build; if it is the temporary folder that is small, set TMPDIR to a larger one).",
     ),
     (
         (
@@ -138,11 +143,12 @@ def make_environment() -> None:
         STAMP.unlink()
     else:
         check_python()
-        check_disk()
+        check_disk(NEEDED_GB)
         print(f"Making the environment in {VENV} (some minutes, once)", flush=True)
         start_afresh()
-    pip("--requirement", REQUIREMENTS, "--constraint", CONSTRAINTS)
-    # After the requirements, so that setuptools is there and nothing has to be fetched for the build.
+    install_torch()
+    # With setuptools, so that nothing has to be fetched to build the course itself.
+    pip("--requirement", REQUIREMENTS, "--constraint", CONSTRAINTS, "setuptools")
     pip("--no-deps", "--no-build-isolation", "--editable", ROOT)
     configure_jupyter()
     STAMP.write_text(json.dumps(wanted_stamp()))
@@ -159,21 +165,22 @@ def can_be_updated() -> bool:
 def check_python() -> None:
     if sys.version_info[:2] in SUPPORTED:
         return
-    found = [name for name in (f"python{a}.{b}" for a, b in reversed(SUPPORTED)) if shutil.which(name)]
+    supported = [name for name in (f"python{a}.{b}" for a, b in reversed(SUPPORTED)) if shutil.which(name)]
     advice = (
-        f"This machine has {found[0]}: say `make lab PYTHON={found[0]}`."
-        if found
+        f"This machine has {supported[0]}: say `make lab PYTHON={supported[0]}`."
+        if supported
         else "Install one of these versions and say, for example, `make lab PYTHON=python3.12`."
     )
     version = ".".join(map(str, sys.version_info[:3]))
     raise SetUpError(f"the course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {version}. {advice}")
 
 
-def check_disk() -> None:
+def check_disk(needed: float) -> None:
+    """Stop where the disk has fewer than `needed` GB."""
     free = shutil.disk_usage(ROOT).free / 1e9
-    if free < NEEDED_GB:
+    if free < needed:
         raise SetUpError(
-            f"{free:.1f} GB are free on the disk of {ROOT}, and the environment takes about {NEEDED_GB:.0f} GB. "
+            f"{free:.1f} GB are free on the disk of {ROOT}, and the environment takes about {needed:.0f} GB. "
             "Free some space, or move the course to a larger disk."
         )
 
@@ -199,16 +206,82 @@ def can_run(code: str) -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def install_torch() -> None:
+    """Install torch before the rest, in the build that suits this machine, or say what the build with CUDA costs.
+
+    On Linux the package index has torch with CUDA only; the CPU build is on an index of PyTorch's own.
+    """
+    torch = torch_requirement()
+    if is_at_hand(torch) or sys.platform != "linux":
+        return
+    if has_nvidia_gpu():
+        reason = "This machine has an NVIDIA GPU, so torch comes with CUDA."
+    else:
+        print("No NVIDIA GPU here: fetching the CPU build of torch (about 200 MB).", flush=True)
+        if fetch_cpu_build(torch):
+            return
+        reason = "The CPU build cannot be had from here, so torch comes from the package index, as a rule with CUDA."
+    print(
+        f"{reason}\nThat fetches about {CUDA_FETCHED_GB} GB and takes {CUDA_NEEDED_GB} GB of disk, "
+        "all packages together; Ctrl-C stops it.",
+        flush=True,
+    )
+    check_disk(CUDA_NEEDED_GB)
+
+
+def torch_requirement() -> str:
+    """The line of requirements.txt that is about torch."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    return next(line.strip() for line in lines if line.partition("==")[0].strip() == "torch")
+
+
+def is_at_hand(torch: str) -> bool:
+    """Whether torch is installed, or can be from where pip is set up to look besides an index (find-links)."""
+    return succeeds([VENV_PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", torch], quiet=True)
+
+
+def has_nvidia_gpu() -> bool:
+    if NVIDIA_DRIVER.exists():
+        return True
+    try:
+        return subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def fetch_cpu_build(torch: str) -> bool:
+    """Install torch's CPU build by uv, which knows PyTorch's own index; whether that worked."""
+    with tempfile.TemporaryDirectory(dir=VENV) as folder:
+        uv = Path(folder, "bin", "uv")
+        get_uv = ["install", "--quiet", "--only-binary", "uv", "--target", folder, "--constraint", CONSTRAINTS, "uv"]
+        get_torch = ["install", "--python", VENV_PYTHON, "--no-deps", "--torch-backend", "cpu", torch]
+        return succeeds([VENV_PYTHON, "-m", "pip", *get_uv]) and succeeds([uv, "pip", *get_torch])
+
+
+def succeeds(command: list[str | Path], *, quiet: bool = False) -> bool:
+    """Run a step that may fail; whether it did not."""
+    try:
+        run(command, quiet=quiet)
+    except SetUpError:
+        return False
+    return True
+
+
 def pip(*arguments: str | Path) -> None:
     """`pip install` with the arguments, inside the environment."""
     run([VENV_PYTHON, "-m", "pip", "install", *arguments], log=True)
 
 
 def run(command: list[str | Path], *, quiet: bool = False, log: bool = False) -> None:
-    """Run a step; where it fails, say what its log says in terms of what to do.
+    """Run a step.
 
-    :param quiet: keep the step's output to ourselves unless it fails
-    :param log: the step is a pip: have it write a log that can be read for the cause
+    Args:
+        command: The program and its arguments.
+        quiet: Keep the step's output to ourselves unless it fails.
+        log: The step is a pip: have it write a log that can be read for the cause.
+
+    Raises:
+        SetUpError: It failed; says what its log says in terms of what to do.
     """
     environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environment.pop("PYTHONHOME", None)

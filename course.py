@@ -26,6 +26,7 @@ COMMANDS = {
     "pictures": ("authoring.pictures", "make README's pictures from a real failed check and a real figure"),
     "dev": ("authoring.dev", "prove that every check accepts right and rejects wrong solutions"),
     "bench": ("fast.bench.run", "time the fast forms against plain formulations of the same quantities"),
+    "rot": ("authoring.rot", "try the course on the newest releases of what it stands on"),
     "restamp": ("authoring.restamp", "set the repository's address and rebuild the notebooks"),
 }
 

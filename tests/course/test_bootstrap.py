@@ -1,15 +1,19 @@
 """The environment's maker: idempotent, interruptible, one at a time, and plain about what is wrong."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections import namedtuple
 
 import pytest
 
 import bootstrap
+from tests.course.index_stand_in import index_stand_in
 from utils.paths import ROOT, requirement_pins
 
 Version = namedtuple("Version", "major minor micro")
@@ -19,13 +23,15 @@ Version = namedtuple("Version", "major minor micro")
 def project(tmp_path, monkeypatch):
     """A project folder of its own; `project.steps` are the commands that would have been run in it."""
     for name in ("requirements.txt", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_text(f"# {name}\n")
+        (tmp_path / name).write_text(f"# {name}\ntorch==2.13.0\n")
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
     monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(bootstrap, "VENV_PYTHON", tmp_path / ".venv" / "bin" / "python")
     monkeypatch.setattr(bootstrap, "LOCK", tmp_path / ".venv.lock")
     monkeypatch.setattr(bootstrap, "STAMP", tmp_path / ".venv" / "course-stamp.json")
-    monkeypatch.setattr(bootstrap, "INPUTS", tuple(tmp_path / n for n in ("requirements.txt", "requirements.lock")))
+    monkeypatch.setattr(bootstrap, "REQUIREMENTS", tmp_path / "requirements.txt")
+    monkeypatch.setattr(bootstrap, "CONSTRAINTS", tmp_path / "requirements.lock")
+    monkeypatch.setattr(bootstrap, "INPUTS", (bootstrap.REQUIREMENTS, bootstrap.CONSTRAINTS))
     steps = []
     monkeypatch.setattr(bootstrap, "run", lambda command, **_: steps.append(" ".join(map(str, command))))
     return namedtuple("Project", "folder steps")(tmp_path, steps)
@@ -43,7 +49,7 @@ def test_second_run_does_nothing(project):
 def test_changed_requirements_update_in_place(project):
     bootstrap.main()
     (project.folder / ".venv" / "installed").touch()
-    (project.folder / "requirements.txt").write_text("tqdm==4.70.1\n")
+    (project.folder / "requirements.txt").write_text("torch==2.13.1\n")
     project.steps.clear()
     assert bootstrap.main() == 0
     assert any("--requirement" in step for step in project.steps)
@@ -118,6 +124,141 @@ def test_no_disk(project, monkeypatch, capsys):
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _path: namedtuple("U", "free")(1.2e9))
     assert bootstrap.main() == 1
     assert "1.2 GB are free" in capsys.readouterr().err
+
+
+# Which torch
+
+
+@pytest.fixture
+def laptop(project, monkeypatch):
+    """A Linux machine without a GPU, where pip knows no torch but the package index's; `refused` names what fails."""
+    machine = namedtuple("Laptop", "folder steps refused")(*project, {"--no-index"})
+
+    def run(command, **_):
+        step = " ".join(map(str, command))
+        project.steps.append(step)
+        if any(sign in step for sign in machine.refused):
+            raise bootstrap.SetUpError("refused")
+
+    monkeypatch.setattr(bootstrap, "run", run)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(bootstrap, "NVIDIA_DRIVER", project.folder / "no-driver")
+    monkeypatch.setenv("PATH", str(project.folder))
+    return machine
+
+
+def torch_steps(project) -> list[str]:
+    """What was run before the requirements, as words that tell the steps apart."""
+    signs = ("--no-index", "--only-binary uv", "--torch-backend cpu", "--requirement")
+    steps = [sign for step in project.steps for sign in signs if sign in step]
+    return steps[: steps.index("--requirement")]
+
+
+def test_without_a_gpu_torch_is_the_cpu_build(laptop, capsys):
+    assert bootstrap.main() == 0
+    assert torch_steps(laptop) == ["--no-index", "--only-binary uv", "--torch-backend cpu"]
+    assert any(step.endswith("--torch-backend cpu torch==2.13.0") for step in laptop.steps)
+    assert "CUDA" not in capsys.readouterr().out
+
+
+def test_torch_on_disk_or_already_there_is_taken(laptop, capsys):
+    laptop.refused.clear()
+    assert bootstrap.main() == 0
+    assert torch_steps(laptop) == ["--no-index"]
+    assert "build" not in capsys.readouterr().out
+
+
+def test_the_index_of_other_systems_has_the_cpu_build(laptop, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert bootstrap.main() == 0
+    assert torch_steps(laptop) == ["--no-index"]
+    assert "build" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["--only-binary uv", "--torch-backend cpu"])
+def test_without_the_cpu_build_the_other_one_is_announced(laptop, capsys, missing):
+    laptop.refused.add(missing)
+    assert bootstrap.main() == 0
+    assert torch_steps(laptop)[-1] == missing
+    assert re.search(r"cannot be had from here.*\n.*GB and takes .* GB of disk", capsys.readouterr().out)
+
+
+def give_driver(folder):
+    (folder / "no-driver").write_text("NVRM version")
+
+
+def give_tool(folder):
+    (folder / "nvidia-smi").write_text("#!/bin/sh\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+@pytest.mark.parametrize("give", [give_driver, give_tool])
+def test_with_a_gpu_the_cost_is_told_first(laptop, capsys, give):
+    give(laptop.folder)
+    assert bootstrap.main() == 0
+    assert torch_steps(laptop) == ["--no-index"]
+    assert re.search(r"NVIDIA GPU.*CUDA.*\n.*GB and takes .* GB of disk", capsys.readouterr().out)
+
+
+def test_a_tool_without_a_gpu_is_no_gpu(laptop):
+    give_tool(laptop.folder)
+    (laptop.folder / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    assert bootstrap.main() == 0
+    assert "--torch-backend cpu" in torch_steps(laptop)
+
+
+def test_a_disk_too_small_for_cuda_stops_before_it_is_fetched(laptop, monkeypatch, capsys):
+    give_driver(laptop.folder)
+    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _path: namedtuple("U", "free")(4.0e9))
+    assert bootstrap.main() == 1
+    assert "4.0 GB are free" in capsys.readouterr().err
+    assert not any("--requirement" in step for step in laptop.steps)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, for the stand-in's certificates")
+def test_uv_takes_torch_from_the_index_of_cpu_builds(project, tmp_path, monkeypatch, capfd):
+    """The real uv against a stand-in for PyTorch's index, which serves a wheel of nothing."""
+    monkeypatch.undo()
+    wheels, certificates, tools = (tmp_path / name for name in ("wheels", "certificates", "tools"))
+    for folder in (wheels, certificates, tools):
+        folder.mkdir()
+    pinned = next(line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith("uv=="))
+    get_uv = f"download --quiet --no-deps --only-binary uv --retries 0 --dest {tools} {pinned}"
+    if subprocess.run([sys.executable, "-m", "pip", *get_uv.split()], capture_output=True).returncode:
+        pytest.skip("needs uv from the package index")
+    empty_wheel(wheels, "torch", "2.13.0+cpu")
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "VENV_PYTHON", tmp_path / ".venv" / "bin" / "python")
+    bootstrap.start_afresh()
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tools), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    with index_stand_in(wheels, certificates) as settings:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        assert bootstrap.fetch_cpu_build("torch==2.13.0"), capfd.readouterr().err
+        assert not bootstrap.fetch_cpu_build("torch==2.13.1"), "the stand-in has no such version"
+    version = "from importlib.metadata import version; print(version('torch'))"
+    done = subprocess.run([bootstrap.VENV_PYTHON, "-c", version], capture_output=True, text=True)
+    assert done.stdout == "2.13.0+cpu\n"
+    assert sorted(path.name for path in bootstrap.VENV.iterdir() if path.name.startswith("tmp")) == []
+
+
+def empty_wheel(folder, name: str, version: str) -> None:
+    """A wheel for any machine, with nothing in it."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "".join(f"{info}/{file},,\n" for file in ("METADATA", "WHEEL", "RECORD")),
+    }
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for file, content in files.items():
+            wheel.writestr(f"{info}/{file}", content)
+
+
+# What went wrong
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import subprocess
 from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,26 +19,34 @@ from tabulate import tabulate
 
 from authoring.costs import Cost, costs_of, record
 from authoring.stubs import stub_module
-from utils.chapters import find_chapters
+from utils.chapters import Chapter, find_chapters
 from utils.checks.exercises import Exercise, chapter_exercises
 from utils.checks.implementations import Implementation, LocalBackend, solution_file
 from utils.checks.rows import Row
 from utils.checks.running import run_checks
 from utils.checks.variants import Variant, variants_of
 from utils.models.loading import load
+from utils.paths import VARIANTS
 
 WRONG_AT_LEAST = 4
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapters", nargs="*", help="chapters to prove; all if none is named")
+    parser.add_argument("--changed", action="store_true", help="only chapters with files that are not committed yet")
     parser.add_argument("--record", action="store_true", help="write what all chapters' checks cost to tests/COSTS.md")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at once, each on one core")
 
 
 def run(options: argparse.Namespace) -> int:
     """Exit status 0 only if every exercise is proved."""
-    chapters = [chapter.number for chapter in find_chapters(options.chapters)]
+    wanted = find_chapters(options.chapters)
+    if options.changed:
+        wanted = [chapter for chapter in wanted if is_changed(chapter)]
+        print(
+            f"Chapters with changes: {', '.join(chapter.number for chapter in wanted) or 'none'}; others are left out."
+        )
+    chapters = [chapter.number for chapter in wanted]
     jobs = 1 if options.record else min(options.jobs, len(chapters))
     proofs = []
     for proof in prove_all(chapters, jobs):
@@ -59,6 +68,13 @@ class Proof:
     complaints: list[str]
 
 
+def is_changed(chapter: Chapter) -> bool:
+    """Whether git knows of a change since the last commit in the chapter's checker, reference or variants."""
+    files = [chapter.checker, chapter.solution, VARIANTS / chapter.solution.name]
+    done = subprocess.run(["git", "status", "--porcelain", *files], cwd=chapter.root, capture_output=True, text=True)
+    return bool(done.returncode or done.stdout)
+
+
 def prove_all(chapters: Sequence[str], jobs: int) -> Iterator[Proof]:
     """Prove the chapters, `jobs` of them at a time, each in a fork of this process, which has the model loaded."""
     if jobs > 1:
@@ -66,8 +82,9 @@ def prove_all(chapters: Sequence[str], jobs: int) -> Iterator[Proof]:
         # nothing from a second thread anyway.
         torch.set_num_threads(1)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    load()  # what checks cost is told without it
-    if jobs == 1:
+    if chapters:
+        load()  # what checks cost is told without it
+    if jobs <= 1:
         yield from map(prove, chapters)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:

@@ -93,8 +93,8 @@ def try_packages(course: Path) -> dict[str, str]:
 
 
 def module_of(package: str) -> str:
-    """The module to import; that of every requirement bears the package's name."""
-    return package.replace("-", "_")
+    """The module to import, which as a rule bears the package's name."""
+    return {"pytest-xdist": "xdist"}.get(package, package.replace("-", "_"))
 
 
 def try_chapters(course: Path, numbers: Sequence[str]) -> dict[str, str]:

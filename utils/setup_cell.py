@@ -42,6 +42,7 @@ NOT_FOR_A_SESSION = {
     "playwright",
     "ruff",
     "mypy",
+    "pytest-xdist",
 }
 _NETWORK_TROUBLE = re.compile(
     "NewConnectionError|NameResolutionError|Name or service not known|failure in name resolution|Network is unreachable"

@@ -58,6 +58,7 @@ def rows_without_seconds(rows):
     return [{**row.as_json(), "seconds": 0} for row in rows]
 
 
+@pytest.mark.slow
 def test_chapter_03_gives_the_same_rows_both_ways(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
@@ -70,6 +71,7 @@ def test_chapter_03_gives_the_same_rows_both_ways(tmp_path):
         assert rows_without_seconds(here) == rows_without_seconds(there)
 
 
+@pytest.mark.slow
 def test_the_reference_builds_on_earlier_chapters_and_a_submission_may_not(remote):
     with pytest.raises(StudentError, match="pca` has not passed"):
         remote.borrows()
@@ -116,6 +118,7 @@ def test_one_leaf_used_twice_counts_twice(remote):
     assert gradient.tolist() == [6]
 
 
+@pytest.mark.slow
 def test_time_limit_and_death_are_survived(remote):
     with pytest.raises(OutOfTime), remote._backend.check(False, 0.3):
         remote.spins()

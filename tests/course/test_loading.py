@@ -78,6 +78,7 @@ def test_default_weights_are_unprocessed():
     torch.testing.assert_close(cache["blocks.9.hook_resid_pre"], streams[9], rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_loads_without_a_network():
     done = python(
         "import socket\n"
@@ -179,6 +180,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @pytest.mark.hub
 def test_hub_profile_end_to_end(tmp_path):
     """The real loading code, from the first request to a spliced transcoder, on small stand-in files."""
@@ -250,7 +252,7 @@ def test_nothing_is_left_behind_by_a_failed_load(monkeypatch):
     monkeypatch.setattr(loading, "_load", lambda _profile: (_ for _ in ()).throw(CourseError("no")))
     with pytest.raises(CourseError):
         loading.load("gpt2")
-    assert "gpt2" not in loading._courses
+    assert "gpt2" not in loading._loaded
 
 
 def test_the_first_position_that_counts_is_the_profiles():

@@ -96,6 +96,7 @@ def test_a_step_follows_the_gradient_that_autograd_finds() -> None:
     torch.testing.assert_close(d.decoder.norm(dim=1), torch.ones(SMALL.d_sae))
 
 
+@pytest.mark.slow
 def test_training_explains_planted_data_and_goes_on_where_it_was_killed(cache: Path) -> None:
     store("train", 0, resid_pre__15=planted(128, 255))
     whole = train(SMALL, cache / "whole.pt")

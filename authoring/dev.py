@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if options.record:
         record([cost for proof in proofs for cost in proof.costs])
     complaints = [complaint for proof in proofs for complaint in proof.complaints]
-    print("\n".join(complaints) or "Every exercise is proved.")
+    if chapters:
+        print("\n".join(complaints) or "Every exercise is proved.")
     return 1 if complaints else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from utils.dashboards.facts import facts
-from utils.dashboards.view import show
+from utils.dashboards.view import show_latent
 from utils.models.loading import load
 
 if TYPE_CHECKING:
@@ -20,4 +20,4 @@ def dashboard(dictionary: str | SAE[Any], latent: SupportsIndex, profile: str = 
     :param profile: as for `load`; for hub profiles, Neuronpedia's page is shown in place of examples
     :raises CourseError: unknown dictionary, latent out of range, or a file of the course missing or damaged
     """
-    show(facts(load(profile), dictionary, latent))
+    show_latent(facts(load(profile), dictionary, latent))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from utils.dashboards.facts import Example, Firing, Latent, Ranked
+from utils.notebook.box import Shown, show
 from utils.notebook.html import BREAK, Markup, element, join
 
 # A middle orange under the theme's own ink: at these opacities text keeps a contrast above 5 on white and on black.
@@ -23,28 +22,9 @@ HEAD = "margin:.9em 0 .2em;font-weight:bold"
 NOTE = "margin:.2em 0;font-size:.9em"
 
 
-@dataclass(frozen=True)
-class View:
-    """A dashboard to display."""
-
-    html: str
-    text: str
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self.html, "text/plain": self.text}
-
-
-def show(latent: Latent) -> None:
+def show_latent(latent: Latent) -> None:
     """Display the dashboard in a notebook, print it elsewhere."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        get_ipython = lambda: None  # noqa: E731
-    if get_ipython() is None:
-        print(as_text(latent))
-    else:
-        display(View(as_html(latent), as_text(latent)))
+    show(Shown(as_html(latent), as_text(latent)))
 
 
 # ---- words that both forms share

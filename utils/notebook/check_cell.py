@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.chapters import all_chapters
-from utils.checks.exercises import Exercise, all_exercises, chapter_exercises, find_exercise
+from utils.checks.exercises import Exercise, find_exercise
 from utils.checks.implementations import Implementation, LocalBackend, solution_file
 from utils.checks.rows import Row
 from utils.checks.running import Interrupted, run_checks
 from utils.errors import CourseError
 from utils.files import write_atomically
-from utils.notebook.check_view import Shown, check_view, code_view, note_view, table_view
+from utils.notebook.box import code, note, shell, show
+from utils.notebook.check_view import check_view
+from utils.notebook.course_map import map_view
 from utils.paths import MINE
 from utils.source import NotDefined, extract, join_cells
 from utils.student_work import keep
@@ -29,20 +30,20 @@ def check(answer: Any) -> None:
     try:
         exercise = _exercise(answer)
     except CourseError as error:
-        _show_note("No check was run", str(error))
+        _note("No check was run", str(error))
         return
     live = _session_names().get(exercise.name) if isinstance(answer, str) else answer
     try:
         rows = run_checks(exercise.chapter, [_implementation(exercise, live)], [exercise.name])
     except Interrupted:
-        _show_note(
+        _note(
             "Stopped",
             f"You interrupted the check of `{exercise.name}`. Nothing was lost; run the cell again when you like.",
         )
         return
     kept = _keep(exercise, live) if all(row.passed for row in rows) else ""
     _record(exercise, rows)
-    _show(check_view(exercise, rows, kept))
+    show(check_view(exercise, rows, kept))
 
 
 def hint(answer: Any) -> None:
@@ -50,45 +51,32 @@ def hint(answer: Any) -> None:
     try:
         exercise = _exercise(answer)
     except CourseError as error:
-        _show_note("No hint", str(error))
+        _note("No hint", str(error))
         return
     state = _progress()
     given = state["hints"].get(exercise.name, 0) % len(exercise.hints)
     state["hints"][exercise.name] = given + 1
     _save(state)
-    _show_note(f"Hint {given + 1} of {len(exercise.hints)} for {exercise.name}", exercise.hints[given])
+    _note(f"Hint {given + 1} of {len(exercise.hints)} for {exercise.name}", exercise.hints[given])
 
 
 def solution(answer: Any) -> None:
     """Show the reference solution, where this copy of the course contains it."""
     try:
         exercise = _exercise(answer)
-        source = solution_file(exercise.chapter).read_text(encoding="utf-8")
+        module = solution_file(exercise.chapter).read_text(encoding="utf-8")
     except CourseError as error:
-        _show_note("No solution", str(error))
+        _note("No solution", str(error))
         return
-    lines = extract(source, exercise.name).code.splitlines()
-    code = "\n".join(line for line in lines if line.strip() not in ("# BEGIN SOLUTION", "# END SOLUTION"))
-    _show(code_view(f"Reference solution of {exercise.name}", code))
+    lines = extract(module, exercise.name).code.splitlines()
+    source = "\n".join(line for line in lines if line.strip() not in ("# BEGIN SOLUTION", "# END SOLUTION"))
+    show(code(f"Reference solution of {exercise.name}", source))
 
 
 def progress() -> None:
-    """Show the course map with your points."""
+    """Show the course map: what has passed, your points, how long the rest takes, and where to go on."""
     state = _progress()
-    table = [
-        [
-            chapter.name,
-            f"{exercise.number} {exercise.title}",
-            exercise.name,
-            "passed" if exercise.name in state["passed"] else "open",
-            f"{state['points'].get(exercise.name, 0)}/{exercise.points}",
-        ]
-        for chapter in all_chapters()
-        for exercise in chapter_exercises(chapter.number)
-    ]
-    won = sum(state["points"].get(name, 0) for name in all_exercises())
-    total = f"{won} of {sum(exercise.points for exercise in all_exercises().values())} points"
-    _show(table_view(f"Your progress: {total}", ["Chapter", "Exercise", "Name", "State", "Points"], table))
+    show(map_view(state["passed"], state["points"]))
 
 
 def _exercise(given: Any) -> Exercise:
@@ -118,21 +106,12 @@ def _implementation(exercise: Exercise, live: Any) -> Implementation:
 
 
 def _session_names() -> dict[str, Any]:
-    shell = _shell()
-    if shell is not None:
-        return shell.user_ns
+    ipython = shell()
+    if ipython is not None:
+        return ipython.user_ns
     import __main__
 
     return vars(__main__)
-
-
-def _shell() -> Any:
-    """IPython's shell, or None in a plain interpreter."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()
 
 
 def _keep(exercise: Exercise, live: Any) -> str:
@@ -153,8 +132,8 @@ def _keep(exercise: Exercise, live: Any) -> str:
 
 def _session_source(live: Any) -> str:
     """The cells run so far, joined; outside a notebook, the file that the object comes from."""
-    shell = _shell()
-    cells = shell.user_ns.get("In") if shell is not None else None
+    ipython = shell()
+    cells = ipython.user_ns.get("In") if ipython is not None else None
     if cells:
         return join_cells(cells)
     path = inspect.getsourcefile(live)
@@ -185,14 +164,5 @@ def _save(state: dict[str, Any]) -> None:
     write_atomically(PROGRESS, json.dumps(state, indent=1, sort_keys=True) + "\n")
 
 
-def _show(shown: Shown) -> None:
-    if _shell() is None:
-        print(shown.text)
-        return
-    from IPython.display import display
-
-    display(shown)
-
-
-def _show_note(title: str, text: str) -> None:
-    _show(note_view(title, text))
+def _note(title: str, text: str) -> None:
+    show(note(title, text))

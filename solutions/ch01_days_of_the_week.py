@@ -24,23 +24,23 @@ def last_token_resid(model: "SAETransformerBridge", prompt: str, hook_name: str)
 
     Args:
         model: the language model.
-        prompt: any text. It is read with the model's first special token in front, as ``to_tokens`` gives it.
-        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``; also
-            ``hook_resid_mid`` or ``hook_resid_post``, at any layer.
+        prompt: any text. It is read with the model's first special token in front, as `to_tokens` gives it.
+        hook_name: a point of the residual stream, for instance `blocks.9.hook_resid_pre`; also
+            `hook_resid_mid` or `hook_resid_post`, at any layer.
 
     Returns:
         The activation at that hook, in the model's units.
     """
     # BEGIN SOLUTION
-    seen = []
+    vectors = []
 
     def keep(resid, hook):
-        seen.append(resid[0, -1].clone())
+        vectors.append(resid[0, -1].clone())
 
     tokens = model.to_tokens(prompt)
     with torch.no_grad():
         model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer_of(hook_name) + 1)
-    return seen[0]
+    return vectors[0]
     # END SOLUTION
 
 
@@ -55,10 +55,10 @@ def class_means(
 
     Args:
         model: the language model.
-        classes: words such as ``"Monday"``; they may be tokens of different number.
-        templates: sentences with one ``{}`` each, where the class goes. The last token is that of the whole prompt.
-        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``; also
-            ``hook_resid_mid`` or ``hook_resid_post``, at any layer.
+        classes: words such as `"Monday"`; they may be tokens of different number.
+        templates: sentences with one `{}` each, where the class goes. The last token is that of the whole prompt.
+        hook_name: a point of the residual stream, for instance `blocks.9.hook_resid_pre`; also
+            `hook_resid_mid` or `hook_resid_post`, at any layer.
 
     Returns:
         A row per class, in the model's units.
@@ -69,31 +69,31 @@ def class_means(
     tokens = model.to_tokens(prompts, padding_side="right")
     # Lengths come from each prompt alone: the padding token may be a token that prompts contain.
     last = torch.tensor([model.to_tokens(prompt).shape[1] - 1 for prompt in prompts], device=tokens.device)
-    seen = []
+    vectors = []
 
     def keep(resid, hook):
-        seen.append(resid[torch.arange(len(prompts), device=resid.device), last])
+        vectors.append(resid[torch.arange(len(prompts), device=resid.device), last])
 
     with torch.no_grad():
         model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer_of(hook_name) + 1)
-    return seen[0].unflatten(0, (len(classes), len(templates))).mean(dim=1)
+    return vectors[0].unflatten(0, (len(classes), len(templates))).mean(dim=1)
     # END SOLUTION
 
 
 def pca(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, "k d"], Float[Tensor, " k"]]:
-    """Principal components of the rows of ``x``, by singular value decomposition of the centred rows.
+    """Principal components of the rows of `x`, by singular value decomposition of the centred rows.
 
     Args:
         x: one row per data point, not centred.
-        k: how many components, at most ``min(n, d)``.
+        k: how many components, at most `min(n, d)`.
 
     Returns:
-        ``coords``: the centred rows in the components' coordinates, in the units of ``x``.
-        ``components``: orthonormal rows, most variance first; of each, the entry of largest magnitude is positive.
-        ``explained_variance_ratio``: each component's share of the *total* variance (zeros if all rows are equal).
+        `coords`: the centred rows in the components' coordinates, in the units of `x`.
+        `components`: orthonormal rows, most variance first; of each, the entry of largest magnitude is positive.
+        `explained_variance_ratio`: each component's share of the *total* variance (zeros if all rows are equal).
 
     Raises:
-        ValueError: ``k`` is larger than ``min(n, d)``: there are no more components.
+        ValueError: `k` is larger than `min(n, d)`: there are no more components.
     """
     # BEGIN SOLUTION
     if not 0 < k <= min(x.shape):
@@ -113,11 +113,11 @@ def pca(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Float[Te
 def calendar_order_score(coords: Float[Tensor, "n 2"]) -> float:
     """How far points in the plane follow the calendar around their centroid.
 
-    Sort the points by their angle around the centroid of all points: the score is the share of the ``n`` pairs of
+    Sort the points by their angle around the centroid of all points: the score is the share of the `n` pairs of
     calendar neighbours that are neighbours in that circular order too.
 
     Args:
-        coords: row ``i`` is the point of class ``i`` of ``n``, in calendar order; the last is followed by the first.
+        coords: row `i` is the point of class `i` of `n`, in calendar order; the last is followed by the first.
 
     Returns:
         A share from 0 to 1. It is 1 for the calendar order, started anywhere and run either way.
@@ -135,11 +135,11 @@ def calendar_order_score(coords: Float[Tensor, "n 2"]) -> float:
 def calendar_order_p_value(coords: Float[Tensor, "n 2"]) -> float:
     """How probable so good an order is by chance, if the score is 1; else 1.
 
-    Chance means that every circular order of the ``n`` points is as probable as any other. Orders that differ by a
-    rotation or a reflection are the same, so there are ``(n - 1)! / 2``, and one of them is the calendar's.
+    Chance means that every circular order of the `n` points is as probable as any other. Orders that differ by a
+    rotation or a reflection are the same, so there are `(n - 1)! / 2`, and one of them is the calendar's.
 
     Args:
-        coords: as for ``calendar_order_score``; at least three rows.
+        coords: as for `calendar_order_score`; at least three rows.
 
     Returns:
         The p-value, from 0 to 1.
@@ -159,7 +159,7 @@ def features_active_on(
 
     Args:
         model: the language model.
-        sae: a dictionary on its residual stream; where it reads stands in ``sae.cfg.metadata.hook_name``.
+        sae: a dictionary on its residual stream; where it reads stands in `sae.cfg.metadata.hook_name`.
         prompts: any texts, of different length.
         threshold: an activation must be larger than this, in the dictionary's units.
 
@@ -176,17 +176,17 @@ def features_active_on(
 def decoder_pca(sae: "SAE", latents: Int[Tensor, " n"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"]]:
     """Principal components of some latents' decoder rows.
 
-    Extra memory grows with ``n``, not with ``d_sae``.
+    Extra memory grows with `n`, not with `d_sae`.
 
     Args:
-        sae: any dictionary; its decoder ``W_dec`` is ``[d_sae, d_model]`` and may be larger than free memory, and of
+        sae: any dictionary; its decoder `W_dec` is `[d_sae, d_model]` and may be larger than free memory, and of
             any precision.
         latents: which rows, in which order.
-        k: how many components, at most ``min(n, d_model)``.
+        k: how many components, at most `min(n, d_model)`.
 
     Returns:
-        ``coords``: the rows' coordinates, centred, in the order of ``latents``.
-        ``explained_variance_ratio``: each component's share of the total variance.
+        `coords`: the rows' coordinates, centred, in the order of `latents`.
+        `explained_variance_ratio`: each component's share of the total variance.
         Both in single precision, whatever the decoder is stored in.
     """
     # BEGIN SOLUTION
@@ -201,9 +201,9 @@ def circle_cluster(
 ) -> Int[Tensor, " m"]:
     """The cluster of latents whose reconstruction of the classes best keeps the calendar's circle.
 
-    The decoder rows of ``latents`` are clustered by cosine similarity, with average linkage, into ``n_clusters``. Each
+    The decoder rows of `latents` are clustered by cosine similarity, with average linkage, into `n_clusters`. Each
     cluster alone reconstructs the classes: activations times decoder rows, summed over the cluster. The reconstruction
-    is projected on its first two principal components and scored by ``calendar_order_score``. After Engels et al.,
+    is projected on its first two principal components and scored by `calendar_order_score`. After Engels et al.,
     2024 (arXiv 2405.14860), who cluster the whole dictionary.
 
     Args:
@@ -228,16 +228,16 @@ def circle_cluster(
     labels = hierarchy.fcluster(hierarchy.linkage(distances.numpy(), "average"), n_clusters, "maxclust")
     labels = torch.from_numpy(labels)
 
-    found = []
+    candidates = []
     for label in labels.unique():
         cluster = latents[labels == label].sort().values
         means = class_acts[:, cluster] @ sae.W_dec[cluster]
         coords, _, ratio = mine.pca(means, 2)
         if ratio[1] >= 0.01:
-            found.append((mine.calendar_order_score(coords), means.var(dim=0).sum().item(), cluster))
-    if not found:
+            candidates.append((mine.calendar_order_score(coords), means.var(dim=0).sum().item(), cluster))
+    if not candidates:
         raise ValueError(f"none of {n_clusters} clusters of {len(latents)} latents reconstructs more than a line")
-    return max(found, key=lambda entry: entry[:2])[2]
+    return max(candidates, key=lambda entry: entry[:2])[2]
     # END SOLUTION
 
 
@@ -281,7 +281,7 @@ def _mutual_information(points: Float[Tensor, "n 2"], n_bins: int) -> float:
 def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: int = 90) -> float:
     """The largest share of points that lie close to one line: high where a cloud is a mixture, low where it is a whole.
 
-    For a unit vector v and an offset c, a point f is close if |v·f + c| is less than ``epsilon`` times the root mean
+    For a unit vector v and an offset c, a point f is close if |v·f + c| is less than `epsilon` times the root mean
     square of v·f + c over all points. The index is the largest share of close points over v and c. After Engels et
     al., 2024 (arXiv 2405.14860).
 
@@ -308,7 +308,7 @@ def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: 
 def rotate_in_plane(
     x: Float[Tensor, "n d"], plane: Float[Tensor, "2 d"], centre: Float[Tensor, " d"], angle: float
 ) -> Float[Tensor, "n d"]:
-    """Turn the rows of ``x`` about ``centre`` inside a plane; what lies outside the plane stays.
+    """Turn the rows of `x` about `centre` inside a plane; what lies outside the plane stays.
 
     Args:
         x: points, one per row.
@@ -317,7 +317,7 @@ def rotate_in_plane(
         angle: in radians.
 
     Returns:
-        The turned points, a row per row of ``x``.
+        The turned points, a row per row of `x`.
     """
     # BEGIN SOLUTION
     turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]).to(x)
@@ -329,7 +329,7 @@ def rotate_in_plane(
 def patch_subspace(
     x: Float[Tensor, "n d"], target: Float[Tensor, "n d"], components: Float[Tensor, "k d"]
 ) -> Float[Tensor, "n d"]:
-    """Give the rows of ``x`` the coordinates of ``target`` inside a subspace; outside, ``x`` stays as it is.
+    """Give the rows of `x` the coordinates of `target` inside a subspace; outside, `x` stays as it is.
 
     The idea of exchanging activations in a subspace is that of distributed alignment search (Geiger et al., 2024,
     arXiv 2303.02536).
@@ -340,7 +340,7 @@ def patch_subspace(
         components: orthonormal rows that span the subspace.
 
     Returns:
-        The changed points, a row per row of ``x``.
+        The changed points, a row per row of `x`.
     """
     # BEGIN SOLUTION
     return x + (target - x) @ components.T @ components
@@ -361,7 +361,7 @@ def next_tokens_after_patch(
     Args:
         model: the language model.
         tokens: prompts of equal length, first special token included.
-        hook_name: where in the model, for instance ``blocks.9.hook_resid_pre``.
+        hook_name: where in the model, for instance `blocks.9.hook_resid_pre`.
         position: which token; negative numbers count from the end.
         replacement: the new activation at that position, a row per prompt. All other positions stay as they are.
 

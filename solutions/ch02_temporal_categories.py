@@ -24,11 +24,11 @@ def _at_last_tokens(
     tokens = model.to_tokens(list(prompts), padding_side="right")
     last = torch.tensor([model.to_tokens(prompt).shape[1] - 1 for prompt in prompts], device=tokens.device)
     rows = torch.arange(len(prompts), device=tokens.device)
-    seen = {}
+    streams = {}
 
     def keep(name):
         def hook(resid, hook):  # the bridge may call a hook by another of its names, so the one asked for is kept
-            seen[name] = resid[rows, last].clone()
+            streams[name] = resid[rows, last].clone()
 
         return name, hook
 
@@ -36,7 +36,7 @@ def _at_last_tokens(
         model.run_with_hooks(
             tokens, fwd_hooks=[keep(name) for name in hook_names], stop_at_layer=max(map(layer_of, hook_names)) + 1
         )
-    return seen
+    return streams
 
 
 def _by_category(rows: Tensor, categories: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
@@ -55,12 +55,12 @@ def category_means(
 
     Args:
         model: the language model.
-        sae: a dictionary of its residual stream; ``sae.cfg.metadata.hook_name`` says at which hook.
+        sae: a dictionary of its residual stream; `sae.cfg.metadata.hook_name` says at which hook.
         categories: name -> prompts. Prompts, and categories, may differ in length.
 
     Returns:
-        ``resid``: category -> mean of the stream at the dictionary's hook.
-        ``latents``: category -> mean of the latents, which is not the latents of the mean.
+        `resid`: category -> mean of the stream at the dictionary's hook.
+        `latents`: category -> mean of the latents, which is not the latents of the mean.
         Both without gradient, with the categories in the order given.
 
     Raises:
@@ -71,7 +71,7 @@ def category_means(
     if empty:
         raise ValueError(f"a category without prompts has no mean: {', '.join(empty)}")
     hook_name = sae.cfg.metadata.hook_name
-    prompts = [prompt for told in categories.values() for prompt in told]
+    prompts = [prompt for sentences in categories.values() for prompt in sentences]
     resid = _at_last_tokens(model, prompts, [hook_name])[hook_name]
     with torch.no_grad():
         latents = sae.encode(resid)
@@ -86,25 +86,25 @@ def layer_geometry(
 
     Args:
         model: the language model.
-        categories: name -> prompts. The category named ``neutral`` is the baseline: if it is there, it is left out.
-        layers: where to look; layer L means ``blocks.L.hook_resid_pre``.
+        categories: name -> prompts. The category named `neutral` is the baseline: if it is there, it is left out.
+        layers: where to look; layer L means `blocks.L.hook_resid_pre`.
         k: how many components.
 
     Returns:
-        layer -> (``coords``, ``explained_variance_ratio``) as ``pca`` of chapter 01 gives them for the means at the
+        layer -> (`coords`, `explained_variance_ratio`) as `pca` of chapter 01 gives them for the means at the
         last token: a row per category, in the order given; shares of the *total* variance of these means.
 
     Raises:
-        ValueError: ``k`` is larger than the number of categories without the baseline.
+        ValueError: `k` is larger than the number of categories without the baseline.
     """
     # BEGIN SOLUTION
-    told = {category: prompts for category, prompts in categories.items() if category != BASELINE}
+    categories = {category: prompts for category, prompts in categories.items() if category != BASELINE}
     hook_names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
-    prompts = [prompt for sentences in told.values() for prompt in sentences]
-    seen = _at_last_tokens(model, prompts, hook_names)
+    prompts = [prompt for sentences in categories.values() for prompt in sentences]
+    streams = _at_last_tokens(model, prompts, hook_names)
     geometry = {}
     for layer, hook_name in zip(layers, hook_names, strict=True):
-        means = torch.stack(list(_by_category(seen[hook_name], told).values()))
+        means = torch.stack(list(_by_category(streams[hook_name], categories).values()))
         coords, _, ratio = mine.pca(means, k)
         geometry[layer] = coords, ratio
     return geometry
@@ -117,18 +117,18 @@ def top_features_vs_baseline(
     """The k latents whose mean in a category exceeds their mean in the baseline most.
 
     Args:
-        latent_means: category -> mean latents, as ``category_means`` gives them.
+        latent_means: category -> mean latents, as `category_means` gives them.
         category: one of its names.
         baseline: another of its names.
         k: how many rows.
 
     Returns:
-        A table with the columns ``latent`` (whole number), ``difference`` (mean minus baseline mean, signed), ``mean``
-        and ``baseline_mean``, the largest difference first, rows numbered from 0. Of equal differences any may come
+        A table with the columns `latent` (whole number), `difference` (mean minus baseline mean, signed), `mean`
+        and `baseline_mean`, the largest difference first, rows numbered from 0. Of equal differences any may come
         first.
 
     Raises:
-        ValueError: a name is not among the categories (the message says which), or ``k`` is larger than the number of
+        ValueError: a name is not among the categories (the message says which), or `k` is larger than the number of
             latents (the message says how many there are).
     """
     # BEGIN SOLUTION
@@ -154,13 +154,13 @@ def activation_audit(model: "SAETransformerBridge", sae: "SAE", prompts: Sequenc
 
     Args:
         model: the language model.
-        sae: a dictionary that reads the model at ``sae.cfg.metadata.hook_name``.
+        sae: a dictionary that reads the model at `sae.cfg.metadata.hook_name`.
         prompts: any texts of at least one token. The first special token comes in front: position 0, the sink.
 
     Returns:
         A table with a row per prompt, in the order given, and the columns
-        ``max_with_sink``, ``max_without_sink``: the largest activation of any latent at any position of the prompt;
-        ``l0_with_sink``, ``l0_without_sink``: latents active (above 0) at a position, mean over the positions.
+        `max_with_sink`, `max_without_sink`: the largest activation of any latent at any position of the prompt;
+        `l0_with_sink`, `l0_without_sink`: latents active (above 0) at a position, mean over the positions.
         Positions without the sink are 1, 2, ...; padding counts nowhere, and a row does not depend on other prompts.
     """
     # BEGIN SOLUTION
@@ -207,7 +207,7 @@ def max_statistic_p_values(
         is at least as large as the latent's true statistic. A shuffle that gives back the true groups counts.
 
     Raises:
-        ValueError: ``category`` and ``baseline`` are the same, or one of them has no rows.
+        ValueError: `category` and `baseline` are the same, or one of them has no rows.
     """
     # BEGIN SOLUTION
     in_category, in_baseline = labels == category, labels == baseline

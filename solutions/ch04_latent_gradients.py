@@ -33,8 +33,8 @@ def _demand_order(sae_from: "SAE", sae_to: "SAE") -> None:
         )
 
 
-def _counted(latent_acts: Float[Tensor, "batch seq d_sae"], model: "SAETransformerBridge") -> Tensor:
-    """The activations with those zeroed that do not count: where the dictionary was never trained, at the sink."""
+def _without_sink(latent_acts: Float[Tensor, "batch seq d_sae"], model: "SAETransformerBridge") -> Tensor:
+    """The activations, zero where they do not count: at the sink, on which the dictionaries were never trained."""
     first = first_position(model)
     return torch.cat([torch.zeros_like(latent_acts[:, :first]), latent_acts[:, first:]], dim=1)
 
@@ -50,7 +50,7 @@ def _true_acts(
     hook_names = [sae.cfg.metadata.hook_name for sae in saes]
     with torch.no_grad():
         _, streams = model.run_with_cache(tokens, names_filter=hook_names, stop_at_layer=max(map(layer_of, saes)) + 1)
-        dense = [_counted(sae.encode(streams[name]), model) for sae, name in zip(saes, hook_names, strict=True)]
+        dense = [_without_sink(sae.encode(streams[name]), model) for sae, name in zip(saes, hook_names, strict=True)]
     for sae, acts in zip(saes, dense, strict=True):
         if not acts.any():
             raise ValueError(
@@ -116,7 +116,7 @@ def latent_acts_to_later_latent_acts(
     earlier = mine.SparseTensor.from_sparse((latent_acts_nonzero, latent_acts_nonzero_inds, latent_acts_shape))
     hook = _reconstruction_hook(earlier.dense, sae_from, model)
     stream = model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae_to))
-    later = mine.SparseTensor.from_dense(_counted(sae_to.encode(stream), model))
+    later = mine.SparseTensor.from_dense(_without_sink(sae_to.encode(stream), model))
     return later.values, (later.dense,)
     # END SOLUTION
 
@@ -139,11 +139,11 @@ def latent_to_latent_gradients(
         model: the language model.
 
     Returns:
-        ``grads``: entry [i, j] is the derivative of the i-th entry of ``acts_next_recon`` by the j-th of ``acts_prev``.
-        ``acts_prev``, ``acts_next``: true activations of `sae_from` and `sae_to`, of shape (batch, seq, d_sae), from
+        `grads`: entry [i, j] is the derivative of the i-th entry of `acts_next_recon` by the j-th of `acts_prev`.
+        `acts_prev`, `acts_next`: true activations of `sae_from` and `sae_to`, of shape (batch, seq, d_sae), from
         one run with the error term on, so that both see the true stream.
-        ``acts_next_recon``: those of `sae_to` if the reconstruction by `sae_from` stands in for the stream. This is
-        what is differentiated, and it is not the same set as ``acts_next``.
+        `acts_next_recon`: those of `sae_to` if the reconstruction by `sae_from` stands in for the stream. This is
+        what is differentiated, and it is not the same set as `acts_next`.
         All three are your `SparseTensor`.
 
     Raises:
@@ -199,7 +199,7 @@ def tokens_to_latent_acts(
 
     hook = ("hook_embed", scale)
     stream = model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae))
-    latents = mine.SparseTensor.from_dense(_counted(sae.encode(stream), model))
+    latents = mine.SparseTensor.from_dense(_without_sink(sae.encode(stream), model))
     return latents.values, (latents.dense,)
     # END SOLUTION
 
@@ -218,8 +218,8 @@ def token_to_latent_gradients(
         model: the language model.
 
     Returns:
-        ``grads``: entry [b, s, i] is the derivative of the i-th active latent by the scale of token s of row b.
-        ``acts``: the active latents of the untouched model, your `SparseTensor` of shape (batch, seq, d_sae).
+        `grads`: entry [b, s, i] is the derivative of the i-th active latent by the scale of token s of row b.
+        `acts`: the active latents of the untouched model, your `SparseTensor` of shape (batch, seq, d_sae).
         Positions before `first_position(model)` are not active.
 
     Raises:
@@ -291,11 +291,11 @@ def latent_to_logit_gradients(
         k: how many logits.
 
     Returns:
-        ``grads``: entry [t, j] is the derivative of the logit of ``token_ids[t]`` by the j-th active latent.
-        ``logits``: those of the untouched model at the last position.
-        ``logits_recon``: those with the dictionary's reconstruction in place of the stream; these are differentiated.
-        ``token_ids``: the tokens with the `k` largest ``logits`` (the untouched ones), largest first.
-        ``acts``: the active latents, your `SparseTensor` of shape (1, seq, d_sae), from the untouched model. Positions
+        `grads`: entry [t, j] is the derivative of the logit of `token_ids[t]` by the j-th active latent.
+        `logits`: those of the untouched model at the last position.
+        `logits_recon`: those with the dictionary's reconstruction in place of the stream; these are differentiated.
+        `token_ids`: the tokens with the `k` largest `logits` (the untouched ones), largest first.
+        `acts`: the active latents, your `SparseTensor` of shape (1, seq, d_sae), from the untouched model. Positions
         before `first_position(model)` are not active.
 
     Raises:
@@ -330,8 +330,8 @@ def gradient_vs_ablation(
         token_id: the token whose logit is meant.
 
     Returns:
-        ``predicted``: activation times gradient, the gradient as in `latent_to_logit_gradients`.
-        ``actual``: what the logit of the untouched model *loses* when that latent, at that position, is zeroed in the
+        `predicted`: activation times gradient, the gradient as in `latent_to_logit_gradients`.
+        `actual`: what the logit of the untouched model *loses* when that latent, at that position, is zeroed in the
         true stream: logit before minus logit after, with the error term kept, so that nothing else changes.
         Both are in logits, an entry for each active latent of the untouched model, in row-major order; positions
         before `first_position(model)` are not active. Positive means that the latent speaks for the token.
@@ -377,10 +377,10 @@ def jacobian_plan(n_inputs: int, n_outputs: int, bytes_per_direction: int, budge
         budget_bytes: memory for all that are under way together.
 
     Returns:
-        ``mode``: ``"forward"``, one direction for each input, or ``"reverse"``, one for each output. Where both take
+        `mode`: `"forward"`, one direction for each input, or `"reverse"`, one for each output. Where both take
         as many, either.
-        ``chunk``: how many directions to take at once: as many as fit, and no more than there are.
-        ``n_chunks``: how many such chunks there are; the last may be smaller.
+        `chunk`: how many directions to take at once: as many as fit, and no more than there are.
+        `n_chunks`: how many such chunks there are; the last may be smaller.
 
     Raises:
         ValueError: there is no input or no output, or not even one direction fits the budget.
@@ -417,12 +417,12 @@ def jacobian_block(
         sae_from: a dictionary of the residual stream.
         sae_to: a dictionary of the residual stream at a later layer.
         model: the language model.
-        rows: which later latents, as places in the list ``acts_next_recon``.
-        columns: which earlier latents, as places in the list ``acts_prev``.
+        rows: which later latents, as places in the list `acts_next_recon`.
+        columns: which earlier latents, as places in the list `acts_prev`.
         chunk: at most so many directions are under way together.
 
     Returns:
-        Entry [i, j] is the derivative of the later latent ``rows[i]`` by the earlier latent ``columns[j]``.
+        Entry [i, j] is the derivative of the later latent `rows[i]` by the earlier latent `columns[j]`.
 
     Raises:
         ValueError: as `latent_to_latent_gradients`, or `chunk` is below 1.

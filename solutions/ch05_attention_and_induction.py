@@ -41,8 +41,8 @@ def _demand_dictionaries(*saes: "SAE") -> None:
         )
 
 
-def _counted(latent_acts: Float[Tensor, "batch seq d_sae"], model: "SAETransformerBridge") -> Tensor:
-    """The activations with those zeroed that do not count: where the dictionary was never trained, at the sink."""
+def _without_sink(latent_acts: Float[Tensor, "batch seq d_sae"], model: "SAETransformerBridge") -> Tensor:
+    """The activations, zero where they do not count: at the sink, on which the dictionaries were never trained."""
     first = first_position(model)
     return torch.cat([torch.zeros_like(latent_acts[:, :first]), latent_acts[:, first:]], dim=1)
 
@@ -58,7 +58,7 @@ def _true_acts(
     names = [sae.cfg.metadata.hook_name for sae in saes]
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=max(map(layer_of, saes)) + 1)
-        dense = [_counted(sae.encode(cache[name]), model) for sae, name in zip(saes, names, strict=True)]
+        dense = [_without_sink(sae.encode(cache[name]), model) for sae, name in zip(saes, names, strict=True)]
     for name, acts in zip(names, dense, strict=True):
         if not acts.any():
             raise ValueError(
@@ -73,18 +73,18 @@ def head_scores(
 ) -> tuple[Float[Tensor, "n_layers n_heads"], Float[Tensor, "n_layers n_heads"]]:
     """How much every head looks at the previous token, and at the token after the earlier occurrence of its own.
 
-    The model runs once, on all rows together; of its activations only the attention patterns are kept (everything that
-    can be cached takes twenty times as much memory), and no hook stays on it.
+    The model runs once, on all rows together, and no hook stays on it. Of its activations only the attention patterns
+    are kept: everything that can be cached would take many times their memory.
 
     Args:
         model: the language model.
-        tokens: each row is the first special token and a sequence of random tokens, twice: with ``half`` tokens in the
-            sequence, position ``p`` of the second half holds the token of position ``p - half``.
+        tokens: each row is the first special token and a sequence of random tokens, twice: with `half` tokens in the
+            sequence, position `p` of the second half holds the token of position `p - half`.
 
     Returns:
-        ``previous``: mean attention of a token to the one before it, from position 2 on. Position 1 is left out: the
+        `previous`: mean attention of a token to the one before it, from position 2 on. Position 1 is left out: the
         one before it is the attention sink.
-        ``induction``: mean attention of the second half's tokens, all of them, to the token that followed the earlier
+        `induction`: mean attention of the second half's tokens, all of them, to the token that followed the earlier
         occurrence of the same token.
         Both are means over positions and rows, between 0 and 1.
 
@@ -132,8 +132,8 @@ def latent_acts_to_later_latent_acts_attn(
             need not be those that the prompt gives.
         latent_acts_nonzero_inds: where they are: a row (row of the batch, position, latent) for each.
         latent_acts_shape: the shape of their dense tensor, (batch, seq, d_sae).
-        sae_from: a dictionary on ``attn.hook_z``, that of the earlier latents.
-        sae_to: a dictionary on ``attn.hook_z`` at a later layer.
+        sae_from: a dictionary on `attn.hook_z`, that of the earlier latents.
+        sae_to: a dictionary on `attn.hook_z` at a later layer.
         model: the language model.
         tokens: the prompts, first special token included: the model cannot start in the middle.
 
@@ -142,7 +142,7 @@ def latent_acts_to_later_latent_acts_attn(
         positions can be read.
 
     Raises:
-        ValueError: `tokens` is not of rank 2, a dictionary is not on ``attn.hook_z``, or `sae_from` is not at an
+        ValueError: `tokens` is not of rank 2, a dictionary is not on `attn.hook_z`, or `sae_from` is not at an
             earlier layer than `sae_to` (the same layer is not earlier).
     """
     # BEGIN SOLUTION
@@ -152,18 +152,18 @@ def latent_acts_to_later_latent_acts_attn(
     earlier = mine.SparseTensor.from_sparse((latent_acts_nonzero, latent_acts_nonzero_inds, latent_acts_shape))
     sae_from.d_head = model.cfg.d_head  # a dictionary learns the size of a head only when it encodes
     reconstruction = sae_from.decode(earlier.dense)
-    kept = []
+    encodings = []
 
     def replace(z, hook):
         return torch.cat([z[:, :first], reconstruction[:, first:]], dim=1)
 
     def keep(z, hook):
-        kept.append(sae_to.encode(z))
+        encodings.append(sae_to.encode(z))
 
     hooks = [(sae_from.cfg.metadata.hook_name, replace), (sae_to.cfg.metadata.hook_name, keep)]
     # z lies inside its block: that block has to run, the next one need not.
     model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=layer_of(sae_to) + 1)
-    later = mine.SparseTensor.from_dense(_counted(kept[0], model))
+    later = mine.SparseTensor.from_dense(_without_sink(encodings[0], model))
     return later.values, (later.dense,)
     # END SOLUTION
 
@@ -178,27 +178,27 @@ def latent_to_latent_gradients_attn(
 
     Args:
         tokens: the prompts, first special token included.
-        sae_from: a dictionary on ``attn.hook_z``.
-        sae_to: a dictionary on ``attn.hook_z`` at a later layer.
+        sae_from: a dictionary on `attn.hook_z`.
+        sae_to: a dictionary on `attn.hook_z` at a later layer.
         model: the language model.
 
     Returns:
-        ``grads``: entry [i, j] is the derivative of the i-th entry of ``acts_next_recon`` by the j-th of ``acts_prev``.
-        ``acts_prev``, ``acts_next``: true activations of `sae_from` and `sae_to`, of shape (batch, seq, d_sae), from
+        `grads`: entry [i, j] is the derivative of the i-th entry of `acts_next_recon` by the j-th of `acts_prev`.
+        `acts_prev`, `acts_next`: true activations of `sae_from` and `sae_to`, of shape (batch, seq, d_sae), from
         one run with the error term on, so that both see the true heads.
-        ``acts_next_recon``: those of `sae_to` if the reconstruction by `sae_from` stands in for the earlier heads. This
-        is what is differentiated, and it is not the same set as ``acts_next``.
+        `acts_next_recon`: those of `sae_to` if the reconstruction by `sae_from` stands in for the earlier heads. This
+        is what is differentiated, and it is not the same set as `acts_next`.
         All three are your `SparseTensor`.
 
     Raises:
-        ValueError: `tokens` is not of rank 2, a dictionary is not on ``attn.hook_z``, `sae_from` is not at an earlier
+        ValueError: `tokens` is not of rank 2, a dictionary is not on `attn.hook_z`, `sae_from` is not at an earlier
             layer than `sae_to` (the same layer is not earlier), or no latent of one of the dictionaries is active.
     """
     # BEGIN SOLUTION
     _demand_tokens(tokens)
     _demand_dictionaries(sae_from, sae_to)
     acts_prev, acts_next = _true_acts(tokens, [sae_from, sae_to], model)
-    # Ten words said twice have 1,280 rows. All at once would take gigabytes: 64 are pulled back together.
+    # Ten words said twice have 1,280 rows. All at once would take twenty times the memory: 64 are pulled back together.
     function = latent_acts_to_later_latent_acts_attn
     differentiate = torch.func.jacrev(function, argnums=0, has_aux=True, chunk_size=64)
     grads, (dense,) = differentiate(*acts_prev.sparse, sae_from, sae_to, model, tokens)
@@ -250,7 +250,7 @@ def previous_token_latents(
     how much of the induction latent comes, in linear approximation, from there.
 
     Args:
-        gradients: ``(grads, acts_prev.sparse, acts_next_recon.sparse)`` of `latent_to_latent_gradients_attn` for any
+        gradients: `(grads, acts_prev.sparse, acts_next_recon.sparse)` of `latent_to_latent_gradients_attn` for any
             number of batches of sequences said twice. The length of a half follows from the shape (batch, seq, d_sae)
             and may differ from one to the next; a reader and its source stand in the same row.
         induction: latents of the later dictionary.
@@ -295,7 +295,7 @@ def log_prob_without_latents(
     Args:
         model: the language model.
         tokens: each row is the first special token and a random sequence, twice.
-        sae: a dictionary on ``attn.hook_z``.
+        sae: a dictionary on `attn.hook_z`.
         latents: which to zero; none is allowed, and leaves the model as it is.
 
     Returns:
@@ -303,7 +303,7 @@ def log_prob_without_latents(
         has it.
 
     Raises:
-        ValueError: `tokens` is not of rank 2, or the dictionary is not on ``attn.hook_z``.
+        ValueError: `tokens` is not of rank 2, or the dictionary is not on `attn.hook_z`.
     """
     # BEGIN SOLUTION
     _demand_tokens(tokens)
@@ -337,7 +337,7 @@ def matched_controls(
         pool: how many latents a control is drawn from; all that are left, if these are fewer.
 
     Returns:
-        A row per set (int64); column i is the control of ``latents[i]``.
+        A row per set (int64); column i is the control of `latents[i]`.
 
     Raises:
         ValueError: `latents` is empty, or fewer other latents are active than a set needs.

@@ -22,25 +22,25 @@ def run_with_cache_with_transcoders(
 ) -> tuple[Float[Tensor, "batch seq d_vocab"], dict[str, Float[Tensor, "batch seq d_sae"]]]:
     """Run the model once with transcoders beside its MLPs (with the error term) or in their place (without).
 
-    Positions before ``first_position(model)`` (the attention sink) are none of the transcoders' business: there the
+    Positions before `first_position(model)` (the attention sink) are none of the transcoders' business: there the
     MLP's own output stays, and latents count as 0. The model runs once, with all transcoders; none of them, and no
     hook, stays on it.
 
     Args:
         model: the language model.
-        transcoders: each reads the model at the hook ``cfg.metadata.hook_name`` and stands for the activation at
-            ``cfg.metadata.hook_name_out``.
+        transcoders: each reads the model at the hook `cfg.metadata.hook_name` and stands for the activation at
+            `cfg.metadata.hook_name_out`.
         tokens: the prompts, first special token included.
         use_error_term: if True, what a transcoder gets wrong is added back, so that the model computes what it always
             does. If False, the transcoder's output takes the place of the MLP's.
 
     Returns:
-        ``logits``: those of this run.
-        ``cache``: a dict with the latents of each transcoder in this run, under the bridge's name for them,
-        ``model.get_sae_hook_name(transcoder)``.
+        `logits`: those of this run.
+        `cache`: a dict with the latents of each transcoder in this run, under the bridge's name for them,
+        `model.get_sae_hook_name(transcoder)`.
 
     Raises:
-        ValueError: ``tokens`` is not of rank 2, or a dictionary is not a transcoder (its ``hook_name_out`` is None).
+        ValueError: `tokens` is not of rank 2, or a dictionary is not a transcoder (its `hook_name_out` is None).
     """
     # BEGIN SOLUTION
     if tokens.ndim != 2:
@@ -76,21 +76,21 @@ def get_k_largest_indices(
 ) -> Int[Tensor, "k 2"]:
     """The places (row, column) of the k largest entries, largest first; every place at most once.
 
-    Extra memory stays within a small multiple of that of ``x``: no table of pairs of places.
+    Extra memory stays within a small multiple of that of `x`: no table of pairs of places.
 
     Args:
         x: any numbers, negative ones too.
         k: how many places.
         buffer: only columns with at least so many neighbours on either side are considered.
-        no_overlap: if True, no place stands in the same row within ``buffer`` columns of one that is larger: take the
-            largest entry, then the largest that is not within ``buffer`` of it, and so on. If False, only the margin
-            that ``buffer`` asks for is kept.
+        no_overlap: if True, no place stands in the same row within `buffer` columns of one that is larger: take the
+            largest entry, then the largest that is not within `buffer` of it, and so on. If False, only the margin
+            that `buffer` asks for is kept.
 
     Returns:
-        A row (row of ``x``, column) per place, int64. Among equal entries any may come first.
+        A row (row of `x`, column) per place, int64. Among equal entries any may come first.
 
     Raises:
-        ValueError: ``x`` is not of rank 2, or there are no k such places.
+        ValueError: `x` is not of rank 2, or there are no k such places.
     """
     # BEGIN SOLUTION
     if x.ndim != 2:
@@ -98,24 +98,24 @@ def get_k_largest_indices(
     width = x.shape[1]
     free = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     free[:, buffer : width - buffer] = True
-    reach, chosen = buffer if no_overlap else 0, []
-    while len(chosen) < k:
+    reach, places = buffer if no_overlap else 0, []
+    while len(places) < k:
         if not free.any():
             raise ValueError(
-                f"k = {k} places were asked for, but x of shape {tuple(x.shape)} has only {len(chosen)} with "
+                f"k = {k} places were asked for, but x of shape {tuple(x.shape)} has only {len(places)} with "
                 f"buffer = {buffer} and no_overlap = {no_overlap}"
             )
         row, column = divmod(x.masked_fill(~free, -torch.inf).argmax().item(), width)
         free[row, max(0, column - reach) : column + reach + 1] = False
-        chosen.append((row, column))
-    return torch.tensor(chosen, dtype=torch.int64, device=x.device).reshape(-1, 2)
+        places.append((row, column))
+    return torch.tensor(places, dtype=torch.int64, device=x.device).reshape(-1, 2)
     # END SOLUTION
 
 
 def index_with_buffer(
     x: Float[Tensor, "batch seq"], indices: Int[Tensor, "k 2"], buffer: int = 0
 ) -> Float[Tensor, "k window"]:
-    """The entries at the given places with ``buffer`` neighbours on either side: window = 2 buffer + 1 entries each.
+    """The entries at the given places with `buffer` neighbours on either side: window = 2 buffer + 1 entries each.
 
     Args:
         x: activations or tokens.
@@ -123,7 +123,7 @@ def index_with_buffer(
         buffer: how many neighbours on either side.
 
     Returns:
-        A row per place, in the order given, with the dtype of ``x``.
+        A row per place, in the order given, with the dtype of `x`.
 
     Raises:
         ValueError: a window would reach beyond the beginning or the end of its row.
@@ -147,26 +147,26 @@ def max_activating_examples(
 ) -> dict[int, list[tuple[float, int, int]]]:
     """For each latent, its k strongest places in the tokens: (activation, row, column), strongest first.
 
-    Places are chosen as by ``get_k_largest_indices`` with ``no_overlap``, from the positions where the latent is
+    Places are chosen as by `get_k_largest_indices` with `no_overlap`, from the positions where the latent is
     active: a latent that is active at fewer places has a shorter list, or an empty one. Positions before
-    ``first_position(model)`` do not count.
+    `first_position(model)` do not count.
 
     *One pass*, however many latents: every row of tokens goes through the model once (in batches of rows, if you like),
     and no further than the block that the transcoder reads. No hook stays on the model.
 
     Args:
         model: the language model.
-        transcoder: a transcoder; it reads the model at the hook ``cfg.metadata.hook_name``.
+        transcoder: a transcoder; it reads the model at the hook `cfg.metadata.hook_name`.
         tokens: the texts, first special token included.
         latents: numbers of latents.
         k: how many places at most.
         buffer: places have so many columns of their row on either side, and are further apart than that.
 
     Returns:
-        latent -> list of (activation, row, column), with a key for each of ``latents``.
+        latent -> list of (activation, row, column), with a key for each of `latents`.
 
     Raises:
-        ValueError: ``tokens`` is not of rank 2, or the transcoder has no latent of one of the numbers. They run from
+        ValueError: `tokens` is not of rank 2, or the transcoder has no latent of one of the numbers. They run from
             0; -1 is none.
     """
     # BEGIN SOLUTION
@@ -206,8 +206,8 @@ def top_logits(
 ) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
     """The logit lens: which tokens a latent makes more probable if what it writes goes straight to the output.
 
-    The logits are ``(w * W_dec[latent_idx]) @ W_U`` with w the weights of the model's final norm
-    (``model.ln_final.weight``); what the norm divides by is the same for all latents and is left out. A constant added
+    The logits are `(w * W_dec[latent_idx]) @ W_U` with w the weights of the model's final norm
+    (`model.ln_final.weight`); what the norm divides by is the same for all latents and is left out. A constant added
     to all logits changes no probability, so their mean over the vocabulary is taken off.
 
     Args:
@@ -217,8 +217,8 @@ def top_logits(
         k: how many tokens.
 
     Returns:
-        ``values``: the k largest logits minus the mean over the vocabulary, largest first.
-        ``token_ids``: the tokens they belong to.
+        `values`: the k largest logits minus the mean over the vocabulary, largest first.
+        `token_ids`: the tokens they belong to.
 
     Raises:
         ValueError: k is larger than the vocabulary, or there is no such latent. Numbers run from 0; -1 is none.
@@ -238,7 +238,7 @@ def top_logits(
 def top_deembeddings(
     model: "SAETransformerBridge", sae: "SAE", latent_idx: int, k: int
 ) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The tokens whose embeddings a latent reads most strongly: the largest entries of ``W_E @ W_enc[:, latent_idx]``.
+    """The tokens whose embeddings a latent reads most strongly: the largest entries of `W_E @ W_enc[:, latent_idx]`.
 
     Args:
         model: the language model.
@@ -247,7 +247,7 @@ def top_deembeddings(
         k: how many tokens.
 
     Returns:
-        ``values``: the k largest entries, largest first. ``token_ids``: the tokens they belong to.
+        `values`: the k largest entries, largest first. `token_ids`: the tokens they belong to.
 
     Raises:
         ValueError: k is larger than the vocabulary, or there is no such latent. Numbers run from 0; -1 is none.
@@ -268,9 +268,9 @@ def top_deembeddings(
 def create_extended_embedding(model: "SAETransformerBridge") -> Float[Tensor, "d_vocab d_model"]:
     """What the stream holds of each token after the first MLP, were there no attention: embedding plus MLP 0.
 
-    Row t is ``e + mlp(ln2(e))`` with e the embedding of token t and mlp and ln2 those of block 0, scaled to unit
+    Row t is `e + mlp(ln2(e))` with e the embedding of token t and mlp and ln2 those of block 0, scaled to unit
     standard deviation. Where the model's norm centres (LayerNorm), the row's mean is taken off first; where it does not
-    (RMSNorm, ``model.cfg.uses_rms_norm``), the mean stays.
+    (RMSNorm, `model.cfg.uses_rms_norm`), the mean stays.
 
     Extra memory, the result included, is at most five times the result's. The model's weights are not changed.
 
@@ -278,7 +278,7 @@ def create_extended_embedding(model: "SAETransformerBridge") -> Float[Tensor, "d
         model: the language model.
 
     Returns:
-        A row per token of the vocabulary, in the order of ``model.W_E``, without gradient. Whether the standard
+        A row per token of the vocabulary, in the order of `model.W_E`, without gradient. Whether the standard
         deviation divides by d_model or by d_model - 1, and is taken about the mean or about 0, is all the same.
     """
     # BEGIN SOLUTION
@@ -297,8 +297,8 @@ def create_extended_embedding(model: "SAETransformerBridge") -> Float[Tensor, "d
 def pullback(transcoder_from: "SAE", transcoder_to: "SAE", latent_idx: int) -> Float[Tensor, " d_sae"]:
     """How much of what each latent of an earlier transcoder writes is read by one latent of a later transcoder.
 
-    ``p[i]`` is the product of the earlier transcoder's decoder row i with the later one's encoder column
-    ``latent_idx``: weights only, no text, no activation. The model does not run, and the product of the whole matrices
+    `p[i]` is the product of the earlier transcoder's decoder row i with the later one's encoder column
+    `latent_idx`: weights only, no text, no activation. The model does not run, and the product of the whole matrices
     is never made (extra memory stays below 3 MB).
 
     Args:
@@ -310,7 +310,7 @@ def pullback(transcoder_from: "SAE", transcoder_to: "SAE", latent_idx: int) -> F
         An entry per latent of the earlier transcoder, without gradient.
 
     Raises:
-        ValueError: ``transcoder_from`` does not lie in an earlier block than ``transcoder_to`` (the same block is not
+        ValueError: `transcoder_from` does not lie in an earlier block than `transcoder_to` (the same block is not
             earlier), or the later one has no such latent. Numbers run from 0; -1 is none.
     """
     # BEGIN SOLUTION
@@ -333,8 +333,8 @@ def influence(
 ) -> Float[Tensor, "batch seq d_sae"]:
     """The pullback at work: each earlier latent's activation at each token, times its entry of the pullback.
 
-    Positions before ``first_position(model)`` do not count: there the influence is 0. The model runs once, and no
-    further than the block of ``transcoder_from``; no hook stays on it.
+    Positions before `first_position(model)` do not count: there the influence is 0. The model runs once, and no
+    further than the block of `transcoder_from`; no hook stays on it.
 
     Args:
         model: the language model.
@@ -347,7 +347,7 @@ def influence(
         Entry [b, s, i] is the influence of the earlier latent i at token s of row b, with its sign.
 
     Raises:
-        ValueError: ``tokens`` is not of rank 2, and where ``pullback`` raises one.
+        ValueError: `tokens` is not of rank 2, and where `pullback` raises one.
     """
     # BEGIN SOLUTION
     if tokens.ndim != 2:

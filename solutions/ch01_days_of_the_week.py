@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy.cluster import hierarchy
 from torch import Tensor
 
-from utils import mine
+from utils import layer_of, mine
 
 if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
     from sae_lens import SAE
@@ -19,27 +19,28 @@ if TYPE_CHECKING:  # takes ten seconds, and nothing here needs it but the reader
 def last_token_resid(model: "SAETransformerBridge", prompt: str, hook_name: str) -> Float[Tensor, " d_model"]:
     """The residual stream at the last token of a prompt.
 
+    The model runs once. No block after the hook's own runs, no other activation is kept, and no hook stays on the
+    model.
+
     Args:
         model: the language model.
-        prompt: any text. It is read with the model's first special token in front, as ``to_tokens`` gives it.
-        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``; also
-            ``hook_resid_mid`` or ``hook_resid_post``, at any layer.
+        prompt: any text. It is read with the model's first special token in front, as `to_tokens` gives it.
+        hook_name: a point of the residual stream, for instance `blocks.9.hook_resid_pre`; also
+            `hook_resid_mid` or `hook_resid_post`, at any layer.
 
     Returns:
-        The activation at that hook, without gradient, in the model's units.
-
-    No block after the hook's own runs, no other activation is kept, and no hook stays on the model.
+        The activation at that hook, in the model's units.
     """
     # BEGIN SOLUTION
-    kept = []
+    vectors = []
 
     def keep(resid, hook):
-        kept.append(resid[0, -1].clone())
+        vectors.append(resid[0, -1].clone())
 
-    layer = int(hook_name.split(".")[1])
+    tokens = model.to_tokens(prompt)
     with torch.no_grad():
-        model.run_with_hooks(model.to_tokens(prompt), fwd_hooks=[(hook_name, keep)], stop_at_layer=layer + 1)
-    return kept[0]
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer_of(hook_name) + 1)
+    return vectors[0]
     # END SOLUTION
 
 
@@ -48,51 +49,55 @@ def class_means(
 ) -> Float[Tensor, "n_class d_model"]:
     """The mean residual stream at the last token over all templates, a row per class in the order given.
 
+    Each row is what reading one prompt after the other would give: padding leaves no trace (relative difference below
+    1e-4). Prompts run in batches (far fewer passes than prompts), the model stops at the hook's block, and no hook
+    stays on it.
+
     Args:
         model: the language model.
-        classes: words such as ``"Monday"``; they may be tokens of different number.
-        templates: sentences with one ``{}`` each, where the class goes. The last token is that of the whole prompt.
-        hook_name: a point of the residual stream, for instance ``blocks.9.hook_resid_pre``.
+        classes: words such as `"Monday"`; they may be tokens of different number.
+        templates: sentences with one `{}` each, where the class goes. The last token is that of the whole prompt.
+        hook_name: a point of the residual stream, for instance `blocks.9.hook_resid_pre`; also
+            `hook_resid_mid` or `hook_resid_post`, at any layer.
 
-    Prompts run in batches, the model stops at the hook's block, and each row is what one-by-one reading would give:
-    padding leaves no trace (relative difference below 1e-4).
+    Returns:
+        A row per class, in the model's units.
     """
     # BEGIN SOLUTION
     prompts = [template.replace("{}", word) for word in classes for template in templates]
-    # Right padding: real tokens never look to their right, so they can not see it.
+    # Right padding: real tokens never look to their right, so they cannot see it.
     tokens = model.to_tokens(prompts, padding_side="right")
     # Lengths come from each prompt alone: the padding token may be a token that prompts contain.
     last = torch.tensor([model.to_tokens(prompt).shape[1] - 1 for prompt in prompts], device=tokens.device)
-    kept = []
+    vectors = []
 
     def keep(resid, hook):
-        kept.append(resid[torch.arange(len(prompts), device=resid.device), last])
+        vectors.append(resid[torch.arange(len(prompts), device=resid.device), last])
 
-    layer = int(hook_name.split(".")[1])
     with torch.no_grad():
-        model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer + 1)
-    return kept[0].unflatten(0, (len(classes), len(templates))).mean(dim=1)
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_name, keep)], stop_at_layer=layer_of(hook_name) + 1)
+    return vectors[0].unflatten(0, (len(classes), len(templates))).mean(dim=1)
     # END SOLUTION
 
 
 def pca(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, "k d"], Float[Tensor, " k"]]:
-    """Principal components of the rows of ``x``, by singular value decomposition of the centred rows.
+    """Principal components of the rows of `x`, by singular value decomposition of the centred rows.
 
     Args:
         x: one row per data point, not centred.
-        k: how many components, at most ``min(n, d)``.
+        k: how many components, at most `min(n, d)`.
 
     Returns:
-        ``coords``: the centred rows in the components' coordinates, in the units of ``x``.
-        ``components``: orthonormal rows, most variance first; of each, the entry of largest magnitude is positive.
-        ``explained_variance_ratio``: each component's share of the *total* variance (zeros if all rows are equal).
+        `coords`: the centred rows in the components' coordinates, in the units of `x`.
+        `components`: orthonormal rows, most variance first; of each, the entry of largest magnitude is positive.
+        `explained_variance_ratio`: each component's share of the *total* variance (zeros if all rows are equal).
 
     Raises:
-        ValueError: if ``k`` is larger than ``min(n, d)``: there are no more components.
+        ValueError: `k` is larger than `min(n, d)`: there are no more components.
     """
     # BEGIN SOLUTION
     if not 0 < k <= min(x.shape):
-        raise ValueError(f"{tuple(x.shape)} rows and columns have {min(x.shape)} components, so k can not be {k}")
+        raise ValueError(f"{tuple(x.shape)} rows and columns have {min(x.shape)} components, so k cannot be {k}")
     centred = x - x.mean(dim=0)
     _, singular, components = torch.linalg.svd(centred, full_matrices=False)
     components = components[:k]
@@ -108,9 +113,14 @@ def pca(x: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "n k"], Float[Te
 def calendar_order_score(coords: Float[Tensor, "n 2"]) -> float:
     """How far points in the plane follow the calendar around their centroid.
 
-    Row ``i`` is the point of class ``i`` of ``n``, in calendar order; the last is followed by the first. Sort the
-    points by their angle around the centroid of all points: the score is the share of the ``n`` calendar neighbours
-    that are neighbours in that circular order too. It is 1 for the calendar order, started anywhere and run either way.
+    Sort the points by their angle around the centroid of all points: the score is the share of the `n` pairs of
+    calendar neighbours that are neighbours in that circular order too.
+
+    Args:
+        coords: row `i` is the point of class `i` of `n`, in calendar order; the last is followed by the first.
+
+    Returns:
+        A share from 0 to 1. It is 1 for the calendar order, started anywhere and run either way.
     """
     # BEGIN SOLUTION
     n = len(coords)
@@ -125,8 +135,14 @@ def calendar_order_score(coords: Float[Tensor, "n 2"]) -> float:
 def calendar_order_p_value(coords: Float[Tensor, "n 2"]) -> float:
     """How probable so good an order is by chance, if the score is 1; else 1.
 
-    Chance means that every circular order of the ``n`` points is as probable as any other. Orders that differ by a
-    rotation or a reflection are the same, so there are ``(n - 1)! / 2``, and one of them is the calendar's.
+    Chance means that every circular order of the `n` points is as probable as any other. Orders that differ by a
+    rotation or a reflection are the same, so there are `(n - 1)! / 2`, and one of them is the calendar's.
+
+    Args:
+        coords: as for `calendar_order_score`; at least three rows.
+
+    Returns:
+        The p-value, from 0 to 1.
     """
     # BEGIN SOLUTION
     return 2 / math.factorial(len(coords) - 1) if calendar_order_score(coords) == 1 else 1.0
@@ -138,9 +154,12 @@ def features_active_on(
 ) -> Int[Tensor, " n"]:
     """The latents that are active on the last token of at least one prompt.
 
+    There are fewer passes of the model than prompts, each stops at the dictionary's block, and no hook stays on the
+    model.
+
     Args:
         model: the language model.
-        sae: a dictionary on its residual stream; where it reads stands in ``sae.cfg.metadata.hook_name``.
+        sae: a dictionary on its residual stream; where it reads stands in `sae.cfg.metadata.hook_name`.
         prompts: any texts, of different length.
         threshold: an activation must be larger than this, in the dictionary's units.
 
@@ -157,15 +176,18 @@ def features_active_on(
 def decoder_pca(sae: "SAE", latents: Int[Tensor, " n"], k: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"]]:
     """Principal components of some latents' decoder rows.
 
+    Extra memory grows with `n`, not with `d_sae`.
+
     Args:
-        sae: any dictionary; its decoder ``W_dec`` is ``[d_sae, d_model]`` and may be larger than free memory.
+        sae: any dictionary; its decoder `W_dec` is `[d_sae, d_model]` and may be larger than free memory, and of
+            any precision.
         latents: which rows, in which order.
-        k: how many components, at most ``min(n, d_model)``.
+        k: how many components, at most `min(n, d_model)`.
 
     Returns:
-        ``coords``: the rows' coordinates, centred. ``explained_variance_ratio``: each component's share of the total.
-
-    In single precision, whatever the decoder is stored in. Extra memory grows with ``n``, not with ``d_sae``.
+        `coords`: the rows' coordinates, centred, in the order of `latents`.
+        `explained_variance_ratio`: each component's share of the total variance.
+        Both in single precision, whatever the decoder is stored in.
     """
     # BEGIN SOLUTION
     rows = sae.W_dec[latents].float()
@@ -179,15 +201,15 @@ def circle_cluster(
 ) -> Int[Tensor, " m"]:
     """The cluster of latents whose reconstruction of the classes best keeps the calendar's circle.
 
-    The decoder rows of ``latents`` are clustered by cosine similarity, with average linkage, into ``n_clusters``. Each
+    The decoder rows of `latents` are clustered by cosine similarity, with average linkage, into `n_clusters`. Each
     cluster alone reconstructs the classes: activations times decoder rows, summed over the cluster. The reconstruction
-    is projected on its first two principal components and scored by ``calendar_order_score``. After Engels et al.,
+    is projected on its first two principal components and scored by `calendar_order_score`. After Engels et al.,
     2024 (arXiv 2405.14860), who cluster the whole dictionary.
 
     Args:
         sae: the dictionary.
         class_acts: mean activation of every latent on every class, classes in calendar order.
-        latents: the candidates.
+        latents: the candidates, in any order.
         n_clusters: how many clusters to make of them.
 
     Returns:
@@ -196,26 +218,26 @@ def circle_cluster(
         variance) is no circle, whatever its score.
 
     Raises:
-        ValueError: if there are fewer latents than clusters, or if no cluster reconstructs more than a line.
+        ValueError: there are fewer latents than clusters, or no cluster reconstructs more than a line.
     """
     # BEGIN SOLUTION
     if len(latents) < n_clusters:
-        raise ValueError(f"{len(latents)} latents can not be put into {n_clusters} clusters")
+        raise ValueError(f"{len(latents)} latents cannot be put into {n_clusters} clusters")
     directions = torch.nn.functional.normalize(sae.W_dec[latents].float(), dim=1)
     distances = (1 - directions @ directions.T)[*torch.triu_indices(len(latents), len(latents), offset=1)]
     labels = hierarchy.fcluster(hierarchy.linkage(distances.numpy(), "average"), n_clusters, "maxclust")
     labels = torch.from_numpy(labels)
 
-    found = []
+    candidates = []
     for label in labels.unique():
         cluster = latents[labels == label].sort().values
         means = class_acts[:, cluster] @ sae.W_dec[cluster]
         coords, _, ratio = mine.pca(means, 2)
         if ratio[1] >= 0.01:
-            found.append((mine.calendar_order_score(coords), means.var(dim=0).sum().item(), cluster))
-    if not found:
+            candidates.append((mine.calendar_order_score(coords), means.var(dim=0).sum().item(), cluster))
+    if not candidates:
         raise ValueError(f"none of {n_clusters} clusters of {len(latents)} latents reconstructs more than a line")
-    return max(found, key=lambda entry: entry[:2])[2]
+    return max(candidates, key=lambda entry: entry[:2])[2]
     # END SOLUTION
 
 
@@ -230,6 +252,9 @@ def separability_index(points: Float[Tensor, "n 2"], n_angles: int = 45, n_bins:
         n_angles: how many rotations are tried, evenly from 0 up to (not including) a quarter turn.
         n_bins: mutual information is that of a histogram with this many bins of equal width per coordinate, from the
             coordinate's smallest value to its largest.
+
+    Returns:
+        Bits, from 0 up.
     """
     # BEGIN SOLUTION
     return min(
@@ -256,7 +281,7 @@ def _mutual_information(points: Float[Tensor, "n 2"], n_bins: int) -> float:
 def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: int = 90) -> float:
     """The largest share of points that lie close to one line: high where a cloud is a mixture, low where it is a whole.
 
-    For a unit vector v and an offset c, a point f is close if |v·f + c| is less than ``epsilon`` times the root mean
+    For a unit vector v and an offset c, a point f is close if |v·f + c| is less than `epsilon` times the root mean
     square of v·f + c over all points. The index is the largest share of close points over v and c. After Engels et
     al., 2024 (arXiv 2405.14860).
 
@@ -265,6 +290,9 @@ def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: 
         epsilon: how close is close.
         n_angles: how many directions v are tried, evenly from 0 up to (not including) half a turn. For each, the
             offsets tried are those of the lines through a data point.
+
+    Returns:
+        A share from 0 to 1.
     """
     # BEGIN SOLUTION
     best = 0.0
@@ -280,12 +308,16 @@ def mixture_index(points: Float[Tensor, "n 2"], epsilon: float = 0.1, n_angles: 
 def rotate_in_plane(
     x: Float[Tensor, "n d"], plane: Float[Tensor, "2 d"], centre: Float[Tensor, " d"], angle: float
 ) -> Float[Tensor, "n d"]:
-    """Turn the rows of ``x`` about ``centre`` inside a plane; what lies outside the plane stays.
+    """Turn the rows of `x` about `centre` inside a plane; what lies outside the plane stays.
 
     Args:
+        x: points, one per row.
         plane: two orthonormal rows. A positive angle turns from the first towards the second.
         centre: the point that does not move.
         angle: in radians.
+
+    Returns:
+        The turned points, a row per row of `x`.
     """
     # BEGIN SOLUTION
     turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]).to(x)
@@ -297,10 +329,18 @@ def rotate_in_plane(
 def patch_subspace(
     x: Float[Tensor, "n d"], target: Float[Tensor, "n d"], components: Float[Tensor, "k d"]
 ) -> Float[Tensor, "n d"]:
-    """Give the rows of ``x`` the coordinates of ``target`` inside a subspace; outside, ``x`` stays as it is.
+    """Give the rows of `x` the coordinates of `target` inside a subspace; outside, `x` stays as it is.
 
-    ``components`` are orthonormal rows that span the subspace. The idea of exchanging activations in a subspace is that
-    of distributed alignment search (Geiger et al., 2024, arXiv 2303.02536).
+    The idea of exchanging activations in a subspace is that of distributed alignment search (Geiger et al., 2024,
+    arXiv 2303.02536).
+
+    Args:
+        x: points, one per row.
+        target: what each of them gets its coordinates from.
+        components: orthonormal rows that span the subspace.
+
+    Returns:
+        The changed points, a row per row of `x`.
     """
     # BEGIN SOLUTION
     return x + (target - x) @ components.T @ components
@@ -316,14 +356,17 @@ def next_tokens_after_patch(
 ) -> Int[Tensor, " n"]:
     """The most probable next token of each prompt when the residual stream at one position is replaced.
 
+    The model runs once, on all prompts together, and no hook stays on it.
+
     Args:
+        model: the language model.
         tokens: prompts of equal length, first special token included.
-        hook_name: where in the model, for instance ``blocks.9.hook_resid_pre``.
+        hook_name: where in the model, for instance `blocks.9.hook_resid_pre`.
         position: which token; negative numbers count from the end.
         replacement: the new activation at that position, a row per prompt. All other positions stay as they are.
 
     Returns:
-        The id of the token with the largest logit after the *last* token. No hook stays on the model.
+        The id of the token with the largest logit after the *last* token, for each prompt.
     """
 
     # BEGIN SOLUTION

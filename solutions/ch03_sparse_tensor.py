@@ -12,12 +12,12 @@ class SparseTensor:
 
     The sparse form has three parts:
 
-    - ``values``, shape ``(nnz,)``: the entries that are not zero;
-    - ``indices``, int64, shape ``(nnz, rank)``: row ``n`` is the position of ``values[n]``;
-    - ``shape``, a tuple of ``rank`` ints: the shape of the dense tensor.
+    - `values`, shape `(nnz,)`: the entries that are not zero;
+    - `indices`, int64, shape `(nnz, rank)`: row `n` is the position of `values[n]`;
+    - `shape`, a tuple of `rank` ints: the shape of the dense tensor.
 
-    ``nnz`` may be 0 or 1, and the axes stay: a single entry has ``values`` of shape ``(1,)`` and ``indices``
-    of shape ``(1, rank)``. Negative entries and positions listed twice are outside the contract.
+    `nnz` may be 0 or 1, and the axes stay: a single entry has `values` of shape `(1,)` and `indices`
+    of shape `(1, rank)`. Negative entries and positions listed twice are outside the contract.
     """
 
     def __init__(self, values: Float[Tensor, " nnz"], indices: Int[Tensor, "nnz rank"], shape: tuple[int, ...]) -> None:
@@ -30,7 +30,14 @@ class SparseTensor:
 
     @classmethod
     def from_dense(cls, dense: Float[Tensor, "..."]) -> Self:
-        """List the non-zero entries of ``dense`` in row-major order (the last index moves fastest)."""
+        """List the non-zero entries of `dense` in row-major order (the last index moves fastest).
+
+        Args:
+            dense: a tensor of rank 1 or more, of any float dtype and on any device.
+
+        Returns:
+            Its sparse form; `values` keep the dtype and the device.
+        """
         # BEGIN SOLUTION
         if dense.ndim == 0:
             raise ValueError("a SparseTensor needs rank 1 or more: a single number has no position to list")
@@ -40,10 +47,15 @@ class SparseTensor:
 
     @classmethod
     def from_sparse(cls, sparse: tuple[Float[Tensor, " nnz"], Int[Tensor, "nnz rank"], tuple[int, ...]]) -> Self:
-        """Take the three parts (values, indices, shape) as they are: nothing squeezed, nothing sorted.
+        """Take the three parts as they are: nothing squeezed, nothing sorted.
 
-        Indices may come as int32 and are kept as int64. What is computed from ``dense`` can be differentiated
-        with respect to ``values``.
+        What is computed from `dense` can be differentiated with respect to `values`.
+
+        Args:
+            sparse: (values, indices, shape), as `sparse` gives them. Indices may come as int32 and are kept as int64.
+
+        Returns:
+            The same tensor in the sparse form.
         """
         # BEGIN SOLUTION
         values, indices, shape = sparse
@@ -79,14 +91,14 @@ class SparseTensor:
 
     @property
     def sparse(self) -> tuple[Float[Tensor, " nnz"], Int[Tensor, "nnz rank"], tuple[int, ...]]:
-        """(values, indices, shape), ready for ``from_sparse``."""
+        """(values, indices, shape), ready for `from_sparse`."""
         # BEGIN SOLUTION
         return self._values, self._indices, self._shape
         # END SOLUTION
 
     @property
     def dense(self) -> Float[Tensor, "..."]:
-        """The whole tensor, zeros included, in the dtype and on the device of ``values``."""
+        """The whole tensor, zeros included, in the dtype and on the device of `values`."""
         # BEGIN SOLUTION
         zeros = torch.zeros(self._shape, dtype=self._values.dtype, device=self._values.device)
         return zeros.index_put(self._indices.unbind(dim=-1), self._values)

@@ -3,18 +3,18 @@
 import torch
 
 from solutions.ch00_start_here import position_norms as reference
+from utils import layer_of
 from utils.checks.variants import right, wrong
 
 
 def _stream(model, tokens, hook_name):
     """The activation at the hook, read by a hook of our own."""
     seen = []
-    block = int(hook_name.split(".")[1])
     with torch.no_grad():
         model.run_with_hooks(
             tokens,
             fwd_hooks=[(hook_name, lambda activation, hook: seen.append(activation.detach()))],
-            stop_at_layer=block + 1,
+            stop_at_layer=layer_of(hook_name) + 1,
         )
     return seen[0]
 

@@ -13,11 +13,8 @@ from solutions.ch01_days_of_the_week import calendar_order_score as reference_sc
 from solutions.ch01_days_of_the_week import decoder_pca as reference_decoder_pca
 from solutions.ch01_days_of_the_week import features_active_on as reference_features
 from solutions.ch01_days_of_the_week import pca as reference_pca
+from utils import layer_of
 from utils.checks.variants import right, wrong
-
-
-def _layer(hook_name):
-    return int(hook_name.split(".")[1])
 
 
 def _read(model, tokens, hook_name, **options):
@@ -27,7 +24,7 @@ def _read(model, tokens, hook_name, **options):
         model.run_with_hooks(
             tokens,
             fwd_hooks=[(hook_name, lambda x, hook: kept.append(x.clone()))],
-            stop_at_layer=_layer(hook_name) + 1,
+            stop_at_layer=layer_of(hook_name) + 1,
             **options,
         )
     return kept[0]
@@ -42,7 +39,7 @@ def _fill(classes, templates):
 
 @right("last_token_resid")
 def with_a_filtered_cache(model, prompt, hook_name):
-    _, cache = model.run_with_cache(prompt, names_filter=hook_name, stop_at_layer=_layer(hook_name) + 1)
+    _, cache = model.run_with_cache(prompt, names_filter=hook_name, stop_at_layer=layer_of(hook_name) + 1)
     return cache[hook_name][0, -1]
 
 
@@ -91,12 +88,12 @@ def never_stopping(model, prompt, hook_name):
 @wrong("last_token_resid", mistake="stopped one block too early", hint="stop_at_layer=L + 1")
 def stopped_too_early(model, prompt, hook_name):
     with torch.no_grad():
-        return model(model.to_tokens(prompt), stop_at_layer=_layer(hook_name))[0, -1]
+        return model(model.to_tokens(prompt), stop_at_layer=layer_of(hook_name))[0, -1]
 
 
 @wrong("last_token_resid", mistake="the stream after the block", hint="after the block")
 def one_layer_late(model, prompt, hook_name):
-    return _read(model, model.to_tokens(prompt), f"blocks.{_layer(hook_name)}.hook_resid_post")[0, -1]
+    return _read(model, model.to_tokens(prompt), f"blocks.{layer_of(hook_name)}.hook_resid_post")[0, -1]
 
 
 @wrong("last_token_resid", mistake="a hook stays on the model", hint="add_hook")
@@ -104,14 +101,14 @@ def leaving_a_hook(model, prompt, hook_name):
     kept = []
     model.add_hook(hook_name, lambda x, hook: kept.append(x[0, -1].clone()))
     with torch.no_grad():
-        model(model.to_tokens(prompt), stop_at_layer=_layer(hook_name) + 1)
+        model(model.to_tokens(prompt), stop_at_layer=layer_of(hook_name) + 1)
     return kept[0]
 
 
 @wrong("last_token_resid", mistake="everything cached", hint="names_filter")
 def caching_everything(model, prompt, hook_name):
     with torch.no_grad():
-        _, cache = model.run_with_cache(prompt, stop_at_layer=_layer(hook_name) + 1)
+        _, cache = model.run_with_cache(prompt, stop_at_layer=layer_of(hook_name) + 1)
     return cache[hook_name][0, -1]
 
 

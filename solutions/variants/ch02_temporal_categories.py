@@ -10,12 +10,9 @@ from solutions.ch02_temporal_categories import layer_geometry as reference_geome
 from solutions.ch02_temporal_categories import leave_one_out_accuracy as reference_accuracy
 from solutions.ch02_temporal_categories import max_statistic_p_values as reference_p_values
 from solutions.ch02_temporal_categories import top_features_vs_baseline as reference_top
+from utils import layer_of
 from utils.checks.variants import right, wrong
 from utils.material.tenses import BASELINE
-
-
-def _layer(hook_name):
-    return int(hook_name.split(".")[1])
 
 
 def _read(model, tokens, hook_name, **options):
@@ -25,7 +22,7 @@ def _read(model, tokens, hook_name, **options):
         model.run_with_hooks(
             tokens,
             fwd_hooks=[(hook_name, lambda x, hook: kept.append(x.clone()))],
-            stop_at_layer=_layer(hook_name) + 1,
+            stop_at_layer=layer_of(hook_name) + 1,
             **options,
         )
     return kept[0]
@@ -162,7 +159,7 @@ def _refuse_large(k, categories):
 
 
 @right("layer_geometry")
-def layer_by_layer(model, categories, layers, k=2):
+def layer_bylayer_of(model, categories, layers, k=2):
     """A pass per layer, and components from the Gram matrix."""
     _refuse_large(k, categories)
     found = {}

@@ -3,19 +3,16 @@
 import torch
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
+from fast import jacobians
 from solutions import ch04_latent_gradients as reference
-from utils import first_position, mine
+from utils import first_position, layer_of, mine
 from utils.checks.variants import right, wrong
-
-
-def _layer(sae):
-    return int(sae.cfg.metadata.hook_name.split(".")[1])
 
 
 def _checked(tokens, *saes):
     if tokens.dim() != 2:
         raise ValueError(f"tokens: rank 2 wanted, got {tokens.dim()}")
-    if len(saes) == 2 and _layer(saes[0]) >= _layer(saes[1]):
+    if len(saes) == 2 and layer_of(saes[0]) >= layer_of(saes[1]):
         raise ValueError("the first dictionary must be the one at the earlier layer")
 
 
@@ -49,7 +46,7 @@ def _replacing(sae, dense, model, sink=True, other=None):
 
 def _stream(tokens, sae, model):
     with torch.no_grad():
-        return model(tokens, stop_at_layer=_layer(sae)) if _layer(sae) else model.embed(tokens)
+        return model(tokens, stop_at_layer=layer_of(sae)) if layer_of(sae) else model.embed(tokens)
 
 
 def _acts(tokens, sae, model, mask=True):
@@ -65,7 +62,7 @@ def _later(values, indices, shape, sae_from, sae_to, model, tokens, *, sink=True
     _checked(tokens, sae_from, sae_to)
     dense = mine.SparseTensor.from_sparse((values, indices, shape)).dense
     hook = _replacing(sae_from, dense.detach() if cut else dense, model, sink)
-    acts = sae_to.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae_to) + late))
+    acts = sae_to.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae_to) + late))
     later = mine.SparseTensor.from_dense(_masked(acts, model) if mask else acts)
     return later.values, (later.dense,)
 
@@ -85,7 +82,7 @@ def later_from_a_cache(
     kept, name = [], sae_to.cfg.metadata.hook_name
     hooks = [_replacing(sae_from, dense, model), (name, lambda resid, hook: kept.append(resid))]
     with model.hooks(fwd_hooks=hooks):
-        model(tokens, stop_at_layer=_layer(sae_to) + 1)
+        model(tokens, stop_at_layer=layer_of(sae_to) + 1)
     acts = _masked(sae_to.encode(kept[0]), model)
     return acts[acts != 0], (acts,)
 
@@ -142,7 +139,7 @@ def later_leaving_a_hook(values, indices, shape, sae_from, sae_to, model, tokens
     _checked(tokens, sae_from, sae_to)
     model.reset_hooks()
     model.add_hook(*_replacing(sae_from, mine.SparseTensor.from_sparse((values, indices, shape)).dense, model))
-    later = mine.SparseTensor.from_dense(_masked(sae_to.encode(model(tokens, stop_at_layer=_layer(sae_to))), model))
+    later = mine.SparseTensor.from_dense(_masked(sae_to.encode(model(tokens, stop_at_layer=layer_of(sae_to))), model))
     return later.values, (later.dense,)
 
 
@@ -151,7 +148,7 @@ def later_any_order(values, indices, shape, sae_from, sae_to, model, tokens):
     _checked(tokens)
     dense = mine.SparseTensor.from_sparse((values, indices, shape)).dense
     hook = _replacing(sae_from, dense, model)
-    stream = model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae_to))
+    stream = model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae_to))
     later = mine.SparseTensor.from_dense(_masked(sae_to.encode(stream), model))
     return later.values, (later.dense,)
 
@@ -160,11 +157,13 @@ def later_any_order(values, indices, shape, sae_from, sae_to, model, tokens):
 
 
 @right("latent_to_latent_gradients")
-def gradients_by_jacrev(tokens, sae_from, sae_to, model):
+def gradients_fast(tokens, sae_from, sae_to, model):
+    """The same sooner: an active latent is linear in the stream, so a gradient starts as an encoder column and ends
+    against the decoder rows of active latents, and nothing is carried to tokens that a latent cannot see."""
     _checked(tokens, sae_from, sae_to)
     prev, following = _acts(tokens, sae_from, model), _acts(tokens, sae_to, model)
-    grads, (dense,) = jacrev(_later, argnums=0, has_aux=True)(*prev.sparse, sae_from, sae_to, model, tokens)
-    return grads, prev, following, mine.SparseTensor.from_dense(dense)
+    grads, *later = jacobians.latents_to_latents(model, tokens, sae_from, sae_to, prev.values, prev.indices)
+    return grads, prev, following, mine.SparseTensor.from_sparse((*later, following.shape))
 
 
 @right("latent_to_latent_gradients")
@@ -178,10 +177,10 @@ def gradients_attached(tokens, sae_from, sae_to, model):
             saes=saes,
             use_error_term=True,
             names_filter=lambda name: name.endswith("hook_sae_acts_post"),
-            stop_at_layer=_layer(sae_to) + 1,
+            stop_at_layer=layer_of(sae_to) + 1,
         )
-    names = {int(name.split(".")[1]): name for name in cache}
-    acts = [_masked(cache[names[_layer(sae)]], model) for sae in saes]
+    names = {layer_of(name): name for name in cache}
+    acts = [_masked(cache[names[layer_of(sae)]], model) for sae in saes]
     prev, following = (_some_active(mine.SparseTensor.from_dense(one.clone())) for one in acts)
     leaf = prev.values.clone().requires_grad_()
     values, (dense,) = _later(leaf, prev.indices, prev.shape, sae_from, sae_to, model, tokens)
@@ -260,7 +259,7 @@ def _scaled(token_scales, tokens, sae, model, *, name="blocks.0.hook_resid_pre",
     if token_scales.shape != tokens.shape:
         raise ValueError("token_scales and tokens must have one shape")
     hook = (name, lambda x, hook: x * token_scales.unsqueeze(-1))
-    acts = sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae)))
+    acts = sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae)))
     latents = mine.SparseTensor.from_dense(_masked(acts, model) if mask else acts)
     return latents.values, (latents.dense,)
 
@@ -276,7 +275,7 @@ def scaled_late(token_scales, tokens, sae, model):
     _checked(tokens)
     if token_scales.shape != tokens.shape:
         raise ValueError("token_scales")
-    acts = sae.encode(model(tokens, stop_at_layer=_layer(sae)) * token_scales[..., None])
+    acts = sae.encode(model(tokens, stop_at_layer=layer_of(sae)) * token_scales[..., None])
     latents = mine.SparseTensor.from_dense(_masked(acts, model))
     return latents.values, (latents.dense,)
 
@@ -308,12 +307,11 @@ def scales_broadcast(token_scales, tokens, sae, model):
 
 
 @right("token_to_latent_gradients")
-def token_gradients_by_jacrev(tokens, sae, model):
+def token_gradients_fast(tokens, sae, model):
+    """Forward, one direction for each token, of which there are far fewer than latents."""
     _checked(tokens)
     acts = _acts(tokens, sae, model)
-    function = jacrev(_scaled, argnums=0, has_aux=True)
-    grads, (dense,) = function(torch.ones(tokens.shape), tokens, sae, model)
-    return grads.permute(1, 2, 0), mine.SparseTensor.from_dense(dense) if dense.any() else acts
+    return jacobians.tokens_to_latents(model, tokens, sae)[0], acts
 
 
 @right("token_to_latent_gradients")
@@ -324,7 +322,7 @@ def token_gradients_by_jacfwd(tokens, sae, model):
 
     def at_places(scales):
         hook = ("hook_embed", lambda x, hook: x * scales[..., None])
-        return sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae)))[places]
+        return sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae)))[places]
 
     return jacfwd(at_places)(torch.ones(tokens.shape)).movedim(0, -1), acts
 
@@ -343,7 +341,7 @@ def token_gradients_at_zero(tokens, sae, model):
 
     def at_places(scales):
         hook = ("hook_embed", lambda x, hook: x * scales[..., None])
-        return sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae)))[places]
+        return sae.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae)))[places]
 
     return jacfwd(at_places)(torch.full(tokens.shape, 0.1)).movedim(0, -1), acts
 
@@ -439,10 +437,25 @@ def logits_of_the_first_prompt(values, indices, shape, sae, model, tokens, token
 
 
 @right("latent_to_logit_gradients")
+def logit_gradients_fast(tokens, sae, model, k):
+    """Only the wanted tokens are unembedded, at the last position alone."""
+    _one_prompt(tokens)
+    if k < 1 or k > model.cfg.d_vocab:
+        raise ValueError(f"k = {k} tokens cannot be chosen")
+    acts = _acts(tokens, sae, model)
+    with torch.no_grad():
+        logits = model(tokens)[0, -1]
+        through = _logits(*acts.sparse, sae, model, tokens)
+    ids = logits.topk(k).indices
+    grads, _ = jacobians.latents_to_logits(model, tokens, sae, acts.values, acts.indices, ids)
+    return grads, logits, through, ids, acts
+
+
+@right("latent_to_logit_gradients")
 def logit_gradients_by_jacrev(tokens, sae, model, k):
     _one_prompt(tokens)
     if k < 1 or k > model.cfg.d_vocab:
-        raise ValueError(f"k = {k} tokens can not be chosen")
+        raise ValueError(f"k = {k} tokens cannot be chosen")
     acts = _acts(tokens, sae, model)
     with torch.no_grad():
         logits = model(tokens)[0, -1]
@@ -479,7 +492,7 @@ def logit_gradients_of_log_probs(tokens, sae, model, k):
     return jacrev(log_probs)(acts.values), logits, through, ids, acts
 
 
-@wrong("latent_to_logit_gradients", mistake="only one kind of logits", hint="no error")
+@wrong("latent_to_logit_gradients", mistake="any k accepted", hint="no error")
 def logit_gradients_any_k(tokens, sae, model, k):
     if k > model.cfg.d_vocab or k < 1:
         return reference.latent_to_logit_gradients(tokens, sae, model, 1)
@@ -542,7 +555,7 @@ def ablation_one_by_one(tokens, sae, model, token_id):
 
 @right("gradient_vs_ablation")
 def ablation_with_error_term(tokens, sae, model, token_id):
-    """Reconstruction with one latent less, plus the error of the whole one; all cases in one large batch."""
+    """Reconstruction without one latent, plus the error of the whole one; all cases in one large batch."""
     acts, gradient = _predicted(tokens, sae, model, token_id)
     n = len(acts.values)
     with torch.no_grad():
@@ -681,7 +694,7 @@ def _block_function(tokens, sae_from, sae_to, model, rows, columns, chunk):
         values = acts.values.scatter(0, columns, some)
         dense = mine.SparseTensor.from_sparse((values, acts.indices, acts.shape)).dense
         hook = _replacing(sae_from, dense, model)
-        return sae_to.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=_layer(sae_to)))[
+        return sae_to.encode(model.run_with_hooks(tokens, fwd_hooks=[hook], stop_at_layer=layer_of(sae_to)))[
             tuple(places)
         ]
 

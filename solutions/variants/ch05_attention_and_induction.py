@@ -2,8 +2,9 @@
 
 import torch
 
+from fast import jacobians
 from solutions import ch05_attention_and_induction as reference
-from utils import first_position, mine
+from utils import first_position, layer_of, mine
 from utils.checks.variants import right, wrong
 
 
@@ -13,10 +14,6 @@ def _half(tokens):
 
 def _hook(sae):
     return sae.cfg.metadata.hook_name
-
-
-def _layer(sae):
-    return int(_hook(sae).split(".")[1])
 
 
 # head_scores
@@ -137,7 +134,7 @@ def _demand(tokens, sae_from, sae_to):
     for sae in (sae_from, sae_to):
         if "hook_z" not in _hook(sae):
             raise ValueError(f"{_hook(sae)} is not a hook_z")
-    if _layer(sae_from) >= _layer(sae_to):
+    if layer_of(sae_from) >= layer_of(sae_to):
         raise ValueError("sae_from is not the earlier one")
 
 
@@ -160,7 +157,7 @@ def _later(values, indices, shape, sae_from, sae_to, model, tokens, *, first=Non
         kept["z"] = z
 
     hooks = [(_hook(sae_from), replace), (_hook(sae_to), keep)]
-    model.run_with_hooks(tokens, fwd_hooks=hooks, **({} if stop is None else {"stop_at_layer": _layer(sae_to) + stop}))
+    model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=None if stop is None else layer_of(sae_to) + stop)
     later = sae_to.encode(kept["z"])
     if count:
         later = later * (torch.arange(later.shape[1]) >= first_position(model))[:, None]
@@ -186,7 +183,7 @@ def inside_a_context(values, indices, shape, sae_from, sae_to, model, tokens):
 
     seen = []
     with model.hooks(fwd_hooks=[(_hook(sae_from), replace), (_hook(sae_to), lambda z, hook: seen.append(z))]):
-        model(tokens, stop_at_layer=_layer(sae_to) + 1)
+        model(tokens, stop_at_layer=layer_of(sae_to) + 1)
     later = sae_to.encode(seen[0])
     later = torch.nn.functional.pad(later[:, first:], (0, 0, first, 0))
     return mine.SparseTensor.from_dense(later).values, (later,)
@@ -252,7 +249,7 @@ def later_of_one_row(values, indices, shape, sae_from, sae_to, model, tokens):
 
 
 def _true(model, tokens, sae):
-    _, cache = model.run_with_cache(tokens, names_filter=_hook(sae), stop_at_layer=_layer(sae) + 1)
+    _, cache = model.run_with_cache(tokens, names_filter=_hook(sae), stop_at_layer=layer_of(sae) + 1)
     acts = sae.encode(cache[_hook(sae)])
     return acts * (torch.arange(acts.shape[1]) >= first_position(model))[:, None]
 
@@ -262,14 +259,14 @@ def _sparse(acts):
 
 
 @right("latent_to_latent_gradients_attn")
-def by_jacrev(tokens, sae_from, sae_to, model):
+def gradients_fast(tokens, sae_from, sae_to, model):
+    """Between neighbouring blocks, through values and keys in closed form."""
     _demand(tokens, sae_from, sae_to)
     prev, later = (_sparse(_true(model, tokens, sae)) for sae in (sae_from, sae_to))
     if len(prev.values) == 0:
         raise ValueError("nothing is active")
-    differentiate = torch.func.jacrev(by_the_weights.implementation, has_aux=True, chunk_size=64)
-    grads, (dense,) = differentiate(*prev.sparse, sae_from, sae_to, model, tokens)
-    return grads, prev, later, _sparse(dense)
+    grads, *recon = jacobians.latents_to_latents(model, tokens, sae_from, sae_to, prev.values, prev.indices)
+    return grads, prev, later, mine.SparseTensor.from_sparse((*recon, later.shape))
 
 
 @right("latent_to_latent_gradients_attn")
@@ -311,7 +308,7 @@ def sets_swapped(tokens, sae_from, sae_to, model):
 @wrong("latent_to_latent_gradients_attn", mistake="sink latents active", hint="sink position are counted")
 def gradients_with_sink(tokens, sae_from, sae_to, model):
     grads, _, later, recon = reference.latent_to_latent_gradients_attn(tokens, sae_from, sae_to, model)
-    _, cache = model.run_with_cache(tokens, names_filter=_hook(sae_from), stop_at_layer=_layer(sae_from) + 1)
+    _, cache = model.run_with_cache(tokens, names_filter=_hook(sae_from), stop_at_layer=layer_of(sae_from) + 1)
     return grads, _sparse(sae_from.encode(cache[_hook(sae_from)])), later, recon
 
 

@@ -2,13 +2,10 @@
 
 import torch
 
+from fast.top_examples import top_examples
 from solutions import ch06_transcoders as reference
-from utils import first_position
+from utils import first_position, layer_of
 from utils.checks.variants import right, wrong
-
-
-def _layer(transcoder):
-    return int(transcoder.cfg.metadata.hook_name.split(".")[1])
 
 
 def _demand_rank(tokens):
@@ -408,7 +405,7 @@ def _acts(model, transcoder, tokens, rows=None, stop=True):
             model.run_with_hooks(
                 part,
                 fwd_hooks=[(hook_name, lambda x, hook: kept.append(transcoder.encode(x)))],
-                **({"stop_at_layer": _layer(transcoder) + 1} if stop else {}),
+                **({"stop_at_layer": layer_of(transcoder) + 1} if stop else {}),
             )
     return torch.cat(kept)
 
@@ -441,6 +438,18 @@ def in_batches_of_one_row(model, transcoder, tokens, latents, k, buffer=0):
 
 
 @right("max_activating_examples")
+def examples_fast(model, transcoder, tokens, latents, k, buffer=0):
+    """Only the wanted columns are encoded, and all latents take their next place at the same time."""
+    _demand_rank(tokens)
+    _known(transcoder, latents)
+    acts, places = top_examples(model, transcoder, tokens, latents, k, buffer, start=first_position(model))
+    return {
+        latent: [(act, row, column) for act, (row, column) in zip(a, p, strict=True) if act > 0]
+        for latent, a, p in zip(latents, acts.tolist(), places.tolist(), strict=True)
+    }
+
+
+@right("max_activating_examples")
 def with_own_largest(model, transcoder, tokens, latents, k, buffer=0):
     """Through `get_k_largest_indices`, asked for less where there is less."""
     _demand_rank(tokens)
@@ -465,7 +474,7 @@ def with_a_filtered_cache(model, transcoder, tokens, latents, k, buffer=0):
     _demand_rank(tokens)
     _known(transcoder, latents)
     name = transcoder.cfg.metadata.hook_name
-    _, cache = model.run_with_cache(tokens, names_filter=name, stop_at_layer=_layer(transcoder) + 1)
+    _, cache = model.run_with_cache(tokens, names_filter=name, stop_at_layer=layer_of(transcoder) + 1)
     columns = torch.tensor(latents)
     before = cache[name] @ transcoder.W_enc[:, columns] + transcoder.b_enc[columns]
     acts = torch.where(before > transcoder.threshold[columns], before, 0.0).detach()
@@ -535,7 +544,7 @@ def examples_of_pre_activations(model, transcoder, tokens, latents, k, buffer=0)
         model.run_with_hooks(
             tokens,
             fwd_hooks=[(transcoder.cfg.metadata.hook_name, lambda x, hook: kept.append(x))],
-            stop_at_layer=_layer(transcoder) + 1,
+            stop_at_layer=layer_of(transcoder) + 1,
         )
         acts = (kept[0] @ transcoder.W_enc).relu()
     return {latent: _pick(acts[..., latent], k, buffer) for latent in latents}
@@ -799,7 +808,7 @@ def extended_at_once(model):
 
 
 def _order(transcoder_from, transcoder_to, latent_idx):
-    if _layer(transcoder_from) >= _layer(transcoder_to):
+    if layer_of(transcoder_from) >= layer_of(transcoder_to):
         raise ValueError("transcoder_from must lie in an earlier block")
     if latent_idx >= transcoder_to.cfg.d_sae:
         raise ValueError("no such latent")
@@ -868,7 +877,7 @@ def influence_by_the_cache(model, transcoder_from, transcoder_to, latent_idx, to
     _order(transcoder_from, transcoder_to, latent_idx)
     name = transcoder_from.cfg.metadata.hook_name
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names_filter=name, stop_at_layer=_layer(transcoder_from) + 1)
+        _, cache = model.run_with_cache(tokens, names_filter=name, stop_at_layer=layer_of(transcoder_from) + 1)
         acts = transcoder_from.encode(cache[name])
         mask = torch.arange(tokens.shape[1]) >= first_position(model)
         return acts * mask[:, None] * pullback_by_einsum.implementation(transcoder_from, transcoder_to, latent_idx)

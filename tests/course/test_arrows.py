@@ -26,7 +26,7 @@ ALLOWED = {
     "utils/notebook/*.py": GROUND | {"utils.models", "utils.material", "utils.checks", "utils.notebook"},
     "utils/dashboards/*.py": GROUND
     | {"utils.models", "utils.material", "utils.checks", "utils.notebook", "utils.dashboards"},
-    "solutions/*.py": LESSON | {"fast", "solutions.ch03_sparse_tensor"},
+    "solutions/*.py": LESSON,
     "solutions/variants/*.py": LESSON | {"utils.checks.variants", "solutions", "fast"},
     "tests/*.py": CHECKERS,
     "fast/**/*.py": {"utils", "fast"},

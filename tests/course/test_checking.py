@@ -3,6 +3,7 @@
 import contextlib
 import json
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,25 @@ def test_after_a_time_out_the_exercises_other_checks_are_not_run(monkeypatch):
     assert not any(row.passed for row in rows)
     assert "Stopped: " in rows[0].message
     assert all(row.message.startswith("Not run: ") for row in rows[1:])
+
+
+def test_input_fails_at_once_with_a_sentence():
+    implementation = Implementation(
+        LocalBackend({NAME: SimpleNamespace(from_dense=lambda dense: input())}, "t"), "asks"
+    )
+    (row, *_) = run_checks("03", [implementation])
+    assert "`input()` waits for a person" in row.failure.raised
+    assert row.seconds < 5
+
+
+def test_what_was_printed_last_is_kept():
+    def from_dense(dense):
+        print("\n".join(f"line {number}" for number in range(100_000)))
+        return None
+
+    implementation = Implementation(LocalBackend({NAME: SimpleNamespace(from_dense=from_dense)}, "test"), "printing")
+    (row, *_) = run_checks("03", [implementation])
+    assert row.failure.printed.splitlines() == [f"line {number}" for number in range(99_980, 100_000)]
 
 
 def test_objects_that_are_not_data_do_not_cross():

@@ -8,6 +8,7 @@ Plain data comes back as it is; anything else comes back as a handle. A backend 
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import inspect
 import linecache
@@ -179,8 +180,23 @@ class LocalBackend:
 
     @contextmanager
     def check(self, needs_model: bool, seconds: float) -> Iterator[None]:
-        with student_work.using(self.tools), time_limit(seconds):
+        with student_work.using(self.tools), nobody_at_the_keyboard(), time_limit(seconds):
             yield
+
+
+@contextmanager
+def nobody_at_the_keyboard() -> Iterator[None]:
+    """Inside, `input()` fails at once instead of waiting for an answer that nobody will give."""
+
+    def no_input(*_: Any) -> str:
+        raise RuntimeError("`input()` waits for a person, and a check has none: take what you need as an argument")
+
+    before = builtins.input
+    builtins.input = no_input
+    try:
+        yield
+    finally:
+        builtins.input = before
 
 
 def to_reference(value: Any) -> Any:

@@ -33,6 +33,7 @@ class Failure:
         expected: what was demanded.
         why: the reason for the demand.
         hint: names the likely mistake.
+        printed: the last lines that were printed meanwhile.
     """
 
     note: str = ""
@@ -44,6 +45,7 @@ class Failure:
     expected: str = ""
     why: str = ""
     hint: str = ""
+    printed: str = ""
 
     @property
     def parts(self) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -27,7 +28,7 @@ OPTIONS = (
     *("-p", "no:unraisableexception"),
     *("-p", "no:threadexception"),
     *("-p", "no:logging"),
-    "--capture=sys",
+    "--capture=no",  # `Tail` keeps what matters of what is printed
     f"--rootdir={ROOT}",
     *("-c", str(ROOT / "pyproject.toml")),
     *("-o", "addopts="),
@@ -60,6 +61,22 @@ def run_checks(
     return session.rows
 
 
+class Tail(io.TextIOBase):
+    """What was printed, of which only the last lines are kept, however much it is."""
+
+    LINES, CHARACTERS = 20, 4000
+
+    def __init__(self) -> None:
+        self._kept = ""
+
+    def write(self, text: str) -> int:
+        self._kept = (self._kept + text)[-self.CHARACTERS :]
+        return len(text)
+
+    def __str__(self) -> str:
+        return "\n".join(self._kept.splitlines()[-self.LINES :])
+
+
 class _OverTime(Exception):
     """An earlier check of the exercise ran out of time: this one would only take as long again."""
 
@@ -71,6 +88,7 @@ class _Session:
         self.implementations, self.exercises = implementations, exercises
         self.rows: list[Row] = []
         self.over_time: set[tuple[str, str]] = set()  # (implementation, exercise)
+        self.printed = Tail()  # during the check at work
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "impl" in metafunc.fixturenames:
@@ -89,6 +107,7 @@ class _Session:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         _implementation_of(item)._calls.clear()
+        self.printed = Tail()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -97,7 +116,11 @@ class _Session:
         if key in self.over_time:
             raise _OverTime
         try:
-            with implementation._backend.check("model" in _fixtures_of(item), check.seconds):
+            with (
+                contextlib.redirect_stdout(self.printed),
+                contextlib.redirect_stderr(self.printed),
+                implementation._backend.check("model" in _fixtures_of(item), check.seconds),
+            ):
                 return (yield)
         except OutOfTime:
             self.over_time.add(key)
@@ -107,7 +130,7 @@ class _Session:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
         """Note the row. The report says nothing of the traceback, which takes pytest longer than most checks take."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
-            self.rows.append(_row(_implementation_of(item), _check_of(item), call))
+            self.rows.append(_row(_implementation_of(item), _check_of(item), call, str(self.printed)))
         assert call.when != "collect"
         outcome: Literal["failed", "passed"] = "failed" if call.excinfo else "passed"
         return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when, duration=call.duration)
@@ -127,7 +150,7 @@ def _fixtures_of(item: pytest.Item) -> Sequence[str]:
     return item.fixturenames  # type: ignore[attr-defined]
 
 
-def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[None]) -> Row:
+def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[None], printed: str) -> Row:
     error = call.excinfo.value if call.excinfo else None
     return Row(
         implementation=implementation._label,
@@ -136,7 +159,7 @@ def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[Non
         points=0 if error else check.points,
         max_points=check.points,
         seconds=round(call.duration, 3),
-        failure=explain(error, check, implementation._calls) if error else None,
+        failure=replace(explain(error, check, implementation._calls), printed=printed) if error else None,
     )
 
 

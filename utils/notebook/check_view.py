@@ -56,7 +56,15 @@ def _failure_html(row: Row, is_open: bool) -> Markup:
         for label, text in parts
     )
     summary = element("summary", "✗ ", inline(row.check))
-    return element("details", summary, element("div", *lines, style="padding-left:1em"), open=is_open)
+    inside = element("div", *lines, _printed_html(row.failure.printed), style="padding-left:1em")
+    return element("details", summary, inside, open=is_open)
+
+
+def _printed_html(printed: str) -> Markup:
+    if not printed:
+        return Markup("")
+    summary = element("summary", "What was printed meanwhile, the last lines")
+    return element("details", summary, element("pre", printed, style="margin:.2em 0"))
 
 
 def _rows_text(exercise: Exercise, rows: Sequence[Row], kept: str) -> str:

@@ -190,10 +190,10 @@ def table(chapter: str, costs: Sequence[Cost]) -> str:
         about = [variant for variant in chapter_variants(chapter) if variant.exercise == exercise.name]
         wrong = sum(variant.mistake is not None for variant in about)
         counts = [len(exercise.checks), exercise.points, len(about) - wrong, wrong]
-        lines.append([exercise.number, exercise.name, *counts, max(cost.seconds, default=0), cost.peak_gb])
+        lines.append([exercise.number, exercise.name, *counts, max(cost.seconds, default=0), cost.fee, cost.peak_gb])
     return tabulate(
         lines,
-        headers=["", "exercise", "checks", "points", "right", "wrong", "slowest, s", "peak, GB"],
+        headers=["", "exercise", "checks", "points", "right", "wrong", "slowest, s", "fee, s", "peak, GB"],
         floatfmt=".2f",
         disable_numparse=[0],
     )

@@ -60,7 +60,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Row:
-    """The outcome of one check on one implementation; `points` are those won, `failure` is None when it passed."""
+    """The outcome of one check on one implementation.
+
+    Attributes:
+        implementation: its label.
+        exercise: the exercise's name.
+        check: the check's title.
+        points: those won.
+        max_points: those to be won.
+        seconds: how long it took by the clock.
+        processor_seconds: what it took of this process.
+        failure: why it failed; None when it passed.
+    """
 
     implementation: str
     exercise: str
@@ -68,6 +79,7 @@ class Row:
     points: int
     max_points: int
     seconds: float
+    processor_seconds: float = 0.0
     failure: Failure | None = None
 
     @property

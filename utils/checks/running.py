@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -89,6 +90,7 @@ class _Session:
         self.rows: list[Row] = []
         self.over_time: set[tuple[str, str]] = set()  # (implementation, exercise)
         self.printed = Tail()  # during the check at work
+        self.spent = 0.0  # processor seconds of the check at work
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "impl" in metafunc.fixturenames:
@@ -107,7 +109,7 @@ class _Session:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         _implementation_of(item)._calls.clear()
-        self.printed = Tail()
+        self.printed, self.spent = Tail(), 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -115,6 +117,7 @@ class _Session:
         key = (implementation._label, check.exercise)
         if key in self.over_time:
             raise _OverTime
+        began = time.process_time()
         try:
             with (
                 contextlib.redirect_stdout(self.printed),
@@ -125,12 +128,16 @@ class _Session:
         except OutOfTime:
             self.over_time.add(key)
             raise
+        finally:
+            self.spent = time.process_time() - began
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
         """Note the row. The report says nothing of the traceback, which takes pytest longer than most checks take."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
-            self.rows.append(_row(_implementation_of(item), _check_of(item), call, str(self.printed)))
+            row = _row(_implementation_of(item), _check_of(item), call)
+            failure = row.failure and replace(row.failure, printed=str(self.printed))
+            self.rows.append(replace(row, processor_seconds=self.spent, failure=failure))
         assert call.when != "collect"
         outcome: Literal["failed", "passed"] = "failed" if call.excinfo else "passed"
         return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when, duration=call.duration)
@@ -150,7 +157,7 @@ def _fixtures_of(item: pytest.Item) -> Sequence[str]:
     return item.fixturenames  # type: ignore[attr-defined]
 
 
-def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[None], printed: str) -> Row:
+def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[None]) -> Row:
     error = call.excinfo.value if call.excinfo else None
     return Row(
         implementation=implementation._label,
@@ -159,7 +166,7 @@ def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[Non
         points=0 if error else check.points,
         max_points=check.points,
         seconds=round(call.duration, 3),
-        failure=replace(explain(error, check, implementation._calls), printed=printed) if error else None,
+        failure=explain(error, check, implementation._calls) if error else None,
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from utils.models.loading import Loaded, load
     from utils.models.profiles import first_position
     from utils.notebook import plots
-    from utils.notebook.check_cell import check, hint, progress, solution
+    from utils.notebook.check_cell import check, failed, hint, progress, solution
     from utils.notebook.results import measured, result
     from utils.student_work import mine
 
@@ -23,6 +23,7 @@ _HOMES = {
     "Loaded": "utils.models.loading",
     "check": "utils.notebook.check_cell",
     "dashboard": "utils.dashboards.page",
+    "failed": "utils.notebook.check_cell",
     "first_position": "utils.models.profiles",
     "hint": "utils.notebook.check_cell",
     "layer_of": "utils.hooks",
@@ -41,6 +42,7 @@ __all__ = [
     "Loaded",
     "check",
     "dashboard",
+    "failed",
     "first_position",
     "hint",
     "layer_of",

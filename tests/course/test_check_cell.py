@@ -58,6 +58,18 @@ def test_what_passes_is_kept_and_survives_the_kernel(session, monkeypatch):
     assert "1 of 1" in shown["text/plain"] and "15/15" in shown["text/plain"]
 
 
+def test_a_failed_call_can_be_tried_again(session):
+    session(SOLUTION.replace("return cls(dense[", "return cls(2 * dense["))
+    (shown,) = session("check(SparseTensor)")
+    assert "args, expected = failed(SparseTensor)" in shown["text/html"]
+    session("from utils import failed\nargs, expected = failed(SparseTensor)")
+    names = check_cell._session_names()
+    sparse = names["SparseTensor"].from_dense(*names["args"])
+    assert sparse.values.equal(2 * names["expected"])
+    with pytest.raises(CourseError, match="run the check, then ask"):
+        check_cell.failed("SparseTensor", 99)
+
+
 def test_the_report_is_for_every_reader(session):
     session(STUB)
     (shown,) = session("check(SparseTensor)")

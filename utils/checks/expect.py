@@ -39,12 +39,14 @@ class CheckFailed(AssertionError):
         returned: what was.
         why: how the checker knows.
         hint: where given, it replaces the check's own hint.
+        wanted: the expected value itself, where there is one; else the words of `expected`.
     """
 
-    def __init__(self, *, expected: str, returned: str, why: str = "", hint: str | None = None):
+    def __init__(self, *, expected: str, returned: str, why: str = "", hint: str | None = None, wanted: Any = None):
         super().__init__(f"returned: {returned}; expected: {expected}; {why}")
         self.expected, self.returned, self.why = expected, returned, flowing(why)
         self.hint = hint and flowing(hint)
+        self.wanted = expected if wanted is None else wanted
 
 
 class StudentError(Exception):
@@ -353,7 +355,7 @@ def close(
     hint = mistake_in(got, want, mistakes, same) or hint
     got = shape(got, want.shape, name=name, dims=dims, why=why, hint=hint).detach().cpu()
     expected, returned = _apart(got, want, name, norm, rtol, atol)
-    raise CheckFailed(expected=expected, returned=returned, why=why, hint=hint)
+    raise CheckFailed(expected=expected, returned=returned, why=why, hint=hint, wanted=want)
 
 
 def _apart(
@@ -403,7 +405,8 @@ def equal(
     hint = mistake_in(got, want, mistakes, is_same) or hint
     if isinstance(want, torch.Tensor | np.ndarray):
         shape(got, tuple(want.shape), name=name, dims=dims, why=why, hint=hint)
-    raise CheckFailed(expected=f"{name} = {describe(want)}", returned=describe(got), why=why, hint=hint)
+    expected = f"{name} = {describe(want)}"
+    raise CheckFailed(expected=expected, returned=describe(got), why=why, hint=hint, wanted=want)
 
 
 def is_same(got: Any, want: Any) -> bool:

@@ -110,6 +110,7 @@ class Implementation:
     def __init__(self, backend: Backend, label: str, only: str | None = None):
         self._backend, self._label, self._only = backend, label, only
         self._calls: list[str] = []
+        self._arguments: tuple[tuple, dict[str, Any]] = ((), {})  # those of the last call
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -133,6 +134,7 @@ class Implementation:
         ]
         expression = f"{handle._expression}({', '.join(shown)})"
         self._calls[-1:] = [expression]
+        self._arguments = (args, kwargs)
         return self._wrap(self._backend.call(handle._reference, args, kwargs), expression)
 
     def _ask(self, handle: Handle, method: str, *args: Any) -> Any:

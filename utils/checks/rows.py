@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # The parts of a failure in the order in which they are read, and the word before each; "" where it speaks for itself.
@@ -59,6 +59,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """The call at which a check failed, live: to be tried again.
+
+    Attributes:
+        args: its arguments.
+        kwargs: its named arguments.
+        expected: the value that was demanded, or words where it was no value.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    expected: Any
+
+
+@dataclass(frozen=True)
 class Row:
     """The outcome of one check on one implementation.
 
@@ -71,6 +86,7 @@ class Row:
         seconds: how long it took by the clock.
         processor_seconds: what it took of this process.
         failure: why it failed; None when it passed.
+        replay: the call at which it failed, in this process.
     """
 
     implementation: str
@@ -81,6 +97,7 @@ class Row:
     seconds: float
     processor_seconds: float = 0.0
     failure: Failure | None = None
+    replay: Replay | None = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:

@@ -14,8 +14,8 @@ import pytest
 from utils.chapters import find_chapter
 from utils.checks.exercises import Check
 from utils.checks.expect import CheckFailed, StudentError
-from utils.checks.implementations import Implementation, Missing, NotWritten, WrongSignature
-from utils.checks.rows import Failure, Row
+from utils.checks.implementations import Implementation, Missing, NotWritten, WrongSignature, protected
+from utils.checks.rows import Failure, Replay, Row
 from utils.checks.time_limit import OutOfTime
 from utils.paths import ROOT
 
@@ -109,6 +109,7 @@ class _Session:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         _implementation_of(item)._calls.clear()
+        _implementation_of(item)._arguments = ((), {})
         self.printed, self.spent = Tail(), 0.0
 
     @pytest.hookimpl(wrapper=True)
@@ -136,8 +137,10 @@ class _Session:
         """Note the row. The report says nothing of the traceback, which takes pytest longer than most checks take."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
             row = _row(_implementation_of(item), _check_of(item), call)
-            failure = row.failure and replace(row.failure, printed=str(self.printed))
-            self.rows.append(replace(row, processor_seconds=self.spent, failure=failure))
+            if row.failure:
+                failure = replace(row.failure, printed=str(self.printed))
+                row = replace(row, failure=failure, replay=_replay(_implementation_of(item), call))
+            self.rows.append(replace(row, processor_seconds=self.spent))
         assert call.when != "collect"
         outcome: Literal["failed", "passed"] = "failed" if call.excinfo else "passed"
         return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when, duration=call.duration)
@@ -168,6 +171,14 @@ def _row(implementation: Implementation, check: Check, call: pytest.CallInfo[Non
         seconds=round(call.duration, 3),
         failure=explain(error, check, implementation._calls) if error else None,
     )
+
+
+def _replay(implementation: Implementation, call: pytest.CallInfo[None]) -> Replay | None:
+    if not implementation._calls:
+        return None
+    args, kwargs = implementation._arguments
+    wanted = getattr(call.excinfo.value, "wanted", None) if call.excinfo else None
+    return Replay(protected(args), protected(kwargs), protected(wanted))
 
 
 def explain(error: BaseException, check: Check, calls: Sequence[str]) -> Failure:

@@ -11,7 +11,7 @@ from typing import Any
 
 from utils.checks.exercises import Exercise, find_exercise
 from utils.checks.implementations import Implementation, LocalBackend, solution_file
-from utils.checks.rows import Row
+from utils.checks.rows import Row, failures
 from utils.checks.running import Interrupted, run_checks
 from utils.errors import CourseError
 from utils.files import write_atomically
@@ -23,6 +23,7 @@ from utils.source import NotDefined, extract, join_cells
 from utils.student_work import keep
 
 PROGRESS = MINE / "progress.json"
+_failures: dict[str, list[Row]] = {}  # exercise -> the red rows of its last check, each reason once
 
 
 def check(answer: Any) -> None:
@@ -41,9 +42,37 @@ def check(answer: Any) -> None:
             f"You interrupted the check of `{exercise.name}`. Nothing was lost; run the cell again when you like.",
         )
         return
+    _failures[exercise.name] = failures(rows)
     kept = _keep(exercise, live) if all(row.passed for row in rows) else ""
     _record(exercise, rows)
     show(check_view(exercise, rows, kept))
+
+
+def failed(answer: Any, number: int = 1) -> tuple[tuple, Any]:
+    """The call at which a check failed, to be tried again: `args, expected = failed(pca)`, then `pca(*args)`.
+
+    Args:
+        answer: your function or class.
+        number: which of the red rows of its last check, from 1.
+
+    Returns:
+        The arguments, and what was expected: a value, or words where it was no value.
+
+    Raises:
+        CourseError: the last check had no such row, or it failed before anything was called.
+    """
+    exercise = _exercise(answer)
+    rows = _failures.get(exercise.name, [])
+    if not 1 <= number <= len(rows):
+        known = f"{len(rows)} red rows" if rows else "no red row"
+        raise CourseError(f"The last check of `{exercise.name}` in this session had {known}: run the check, then ask.")
+    replay = rows[number - 1].replay
+    if replay is None:
+        raise CourseError(f"That check of `{exercise.name}` failed before it called anything.")
+    if replay.kwargs:
+        function = _session_names().get(exercise.name, answer)
+        return inspect.signature(function).bind(*replay.args, **replay.kwargs).args, replay.expected
+    return replay.args, replay.expected
 
 
 def hint(answer: Any) -> None:

@@ -42,13 +42,13 @@ def _rows_html(exercise: Exercise, rows: Sequence[Row], kept: str) -> Markup:
     return box(
         _verdict(exercise, rows),
         table(["Result", "Check", "Points", "Time"], lines),
-        *(_failure_html(row, is_open=number == 0) for number, row in enumerate(failures(rows))),
+        *(_failure_html(row, number) for number, row in enumerate(failures(rows), start=1)),
         element("div", inline(kept if done else _next_hint(exercise))),
         edge=GREEN if done else RED,
     )
 
 
-def _failure_html(row: Row, is_open: bool) -> Markup:
+def _failure_html(row: Row, number: int) -> Markup:
     assert row.failure is not None
     parts = [*row.failure.parts, *([("Hint", row.hint)] if row.hint else [])]
     lines = (
@@ -56,8 +56,17 @@ def _failure_html(row: Row, is_open: bool) -> Markup:
         for label, text in parts
     )
     summary = element("summary", "✗ ", inline(row.check))
-    inside = element("div", *lines, _printed_html(row.failure.printed), style="padding-left:1em")
-    return element("details", summary, inside, open=is_open)
+    inside = element(
+        "div", *lines, _printed_html(row.failure.printed), _replay_html(row, number), style="padding-left:1em"
+    )
+    return element("details", summary, inside, open=number == 1)
+
+
+def _replay_html(row: Row, number: int) -> Markup:
+    if row.replay is None:
+        return Markup("")
+    which = f", {number}" if number > 1 else ""
+    return element("div", inline(f"To try exactly that call: `args, expected = failed({row.exercise}{which})`."))
 
 
 def _printed_html(printed: str) -> Markup:

@@ -3,7 +3,7 @@ a dictionary's weights, small random dictionaries, sparse parts. Nothing here us
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def run(
     changes: Mapping[str, Change] | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Run the model, without gradients of the weights but with those of what `changes` put in.
+    """Run the model. Autograd can follow what `changes` put in; an untouched run is remembered.
 
     Args:
         model: the model.
@@ -83,10 +83,18 @@ def run(
     Returns:
         The stream that enters block `until` [batch, seq, d_model], or logits [batch, seq, d_vocab].
     """
+    if not changes and not options:
+        return _untouched(model, tuple(map(tuple, tokens.tolist())), until).clone()
     with ExitStack() as hooks:
         for place, function in (changes or {}).items():
             hooks.enter_context(torch_hook(model, place, function))
         return model(tokens, stop_at_layer=until, **options)
+
+
+@lru_cache(maxsize=64)
+def _untouched(model: Any, rows: tuple[tuple[int, ...], ...], until: int | None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor(rows), stop_at_layer=until)
 
 
 def read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch.Tensor:
@@ -103,7 +111,7 @@ def read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch.
     return _remembered(model, tuple(map(tuple, tokens.tolist())), place).clone()
 
 
-@cache
+@lru_cache(maxsize=256)
 def _remembered(model: Any, rows: tuple[tuple[int, ...], ...], place: str) -> torch.Tensor:
     return _read(model, torch.tensor(rows), place)
 
@@ -124,7 +132,15 @@ def _read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch
 
 
 @cache
-def stand_in(place: str, d_sae: int = 48, kind: str = "topk", k: int = 6, seed: int = 0) -> Any:
+def stand_in(
+    place: str,
+    d_sae: int = 48,
+    kind: str = "topk",
+    k: int = 6,
+    seed: int = 0,
+    biases: float = 1.0,
+    centred: bool = False,
+) -> Any:
     """A small dictionary of random directions: it reconstructs badly, which makes a mixed-up stream easy to see.
 
     Args:
@@ -133,6 +149,8 @@ def stand_in(place: str, d_sae: int = 48, kind: str = "topk", k: int = 6, seed: 
         kind: "topk" or "standard" (ReLU).
         k: how many latents are active at a token, where it is a TopK.
         seed: another seed, other directions.
+        biases: how large they are, as their standard deviation.
+        centred: whether the decoder's bias is taken off before encoding.
 
     Returns:
         A dictionary that wants no gradients.
@@ -148,7 +166,7 @@ def stand_in(place: str, d_sae: int = 48, kind: str = "topk", k: int = 6, seed: 
             "d_sae": d_sae,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": False,
+            "apply_b_dec_to_input": centred,
             "normalize_activations": "none",
             "reshape_activations": "hook_z" if place.endswith("hook_z") else "none",
             "metadata": {"hook_name": place},
@@ -156,13 +174,13 @@ def stand_in(place: str, d_sae: int = 48, kind: str = "topk", k: int = 6, seed: 
         }
     )
     weights = {"W_dec": rows, "W_enc": 2 * rows.T.contiguous()}
-    weights["b_enc"] = torch.randn(d_sae, generator=generator)
-    weights["b_dec"] = torch.randn(576, generator=generator)
+    weights["b_enc"] = biases * torch.randn(d_sae, generator=generator)
+    weights["b_dec"] = biases * torch.randn(576, generator=generator)
     sae.load_state_dict(weights)
     return sae.eval().requires_grad_(False)
 
 
-def latents(sae: Any, activation: torch.Tensor) -> torch.Tensor:
+def encode(sae: Any, activation: torch.Tensor) -> torch.Tensor:
     """A dictionary's latents by their definition, from its weights.
 
     Args:
@@ -172,7 +190,8 @@ def latents(sae: Any, activation: torch.Tensor) -> torch.Tensor:
     Returns:
         [..., d_sae]: pre-activations where they are positive and the k largest, or above the threshold; else 0.
     """
-    before = activation.double() @ sae.W_enc.double() + sae.b_enc.double()
+    seen = activation.double() - (sae.b_dec.double() if sae.cfg.apply_b_dec_to_input else 0)
+    before = seen @ sae.W_enc.double() + sae.b_enc.double()
     k, threshold = getattr(sae.cfg, "k", None), getattr(sae, "threshold", None)
     if k is not None:
         top = before.topk(k, dim=-1)
@@ -181,7 +200,7 @@ def latents(sae: Any, activation: torch.Tensor) -> torch.Tensor:
     return torch.where(before > floor, before, 0.0).to(activation.dtype)
 
 
-def written(sae: Any, dense: torch.Tensor) -> torch.Tensor:
+def decode(sae: Any, dense: torch.Tensor) -> torch.Tensor:
     """What a dictionary makes of latents [..., d_sae], from its weights, in double precision: [..., d_out]."""
     return (dense.double() @ sae.W_dec.double() + sae.b_dec.double()).to(dense.dtype)
 
@@ -208,7 +227,18 @@ def sparse(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, 
 
 
 def dense_of(values: torch.Tensor, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The dense tensor of sparse parts; autograd can follow."""
+    """The dense tensor of sparse parts; autograd can follow.
+
+    Args:
+        values: [nnz]; or several cases of one prompt, [cases, nnz].
+        indices: [nnz, rank].
+        shape: of the dense tensor; for several cases, that of one of them, beginning with 1.
+
+    Returns:
+        A tensor of that shape, or [cases, ...].
+    """
+    if values.ndim == 2:
+        return torch.cat([dense_of(row, indices, shape) for row in values])
     return torch.zeros(shape, dtype=values.dtype).index_put(indices.unbind(-1), values)
 
 
@@ -254,7 +284,7 @@ def same_entries(acts: Any, want: torch.Tensor, *, name: str, why: str, mistakes
 
     def same(one: tuple, other: tuple) -> bool:
         (one_values, one_places, _), (other_values, other_places, _) = one, other
-        return expect.is_same(one_places, other_places) and expect.agree(one_values, other_values, norm="largest")
+        return expect.is_same(one_places, other_places) and expect.agree(one_values, other_values, rtol=1e-3, atol=1e-3)
 
     def sparse_mistakes() -> Any:
         for wrong, hint in mistakes() if callable(mistakes) else mistakes:
@@ -266,4 +296,4 @@ def same_entries(acts: Any, want: torch.Tensor, *, name: str, why: str, mistakes
     hint = expect.mistake_in((values, indices, shape), wanted, sparse_mistakes, same)
     expect.equal(tuple(shape), wanted[2], name=f"`{name}.shape`", why="(batch, seq, d_sae)", hint=hint)
     expect.equal(indices, wanted[1], name=f"`{name}.indices`", why=why, hint=hint)
-    expect.close(values, wanted[0], name=f"`{name}.values`", why=why, hint=hint, norm="largest")
+    expect.close(values, wanted[0], name=f"`{name}.values`", why=why, hint=hint, rtol=1e-3, atol=1e-3)

@@ -57,16 +57,16 @@ def test_latents_and_what_they_write_by_definition(loaded, name):
     sae = loaded.dictionaries[name]
     x = torch.randn(2, 3, 576, generator=torch.Generator().manual_seed(0))
     shaped = x.unflatten(-1, (9, 64)) if name == "z.16" else x
-    acts = by_hand.latents(sae, x)
+    acts = by_hand.encode(sae, x)
     torch.testing.assert_close(acts, sae.encode(shaped), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(by_hand.written(sae, acts), sae.decode(acts).reshape(x.shape), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_hand.decode(sae, acts), sae.decode(acts).reshape(x.shape), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["topk", "standard"])
 def test_stand_ins_are_dictionaries_of_their_place(kind):
     sae = by_hand.stand_in("blocks.3.hook_resid_pre", d_sae=32, kind=kind, k=5)
     x = torch.randn(2, 3, 576, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(by_hand.latents(sae, x), sae.encode(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_hand.encode(sae, x), sae.encode(x), rtol=1e-4, atol=1e-4)
     assert sae.cfg.metadata.hook_name == "blocks.3.hook_resid_pre"
     assert (sae.encode(x) > 0).sum(dim=-1).max() <= (5 if kind == "topk" else 32)
 

@@ -97,16 +97,16 @@ def execute(notebook: dict[str, Any], folder: Path, settings: dict[str, str], py
 
     Errors in cells stay in the notebook as outputs and the run goes on; a dead kernel or a time limit ends it.
     """
-    notebook = nbformat.reads(json.dumps(notebook), as_version=4)
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
     manager = AsyncKernelManager(kernel_spec_manager=_Interpreter(python=python))
     peak = 0
 
     def note_memory(**_: Any) -> None:
         nonlocal peak
-        peak = max(peak, _peak_bytes(manager.provisioner.pid))
+        peak = max(peak, _peak_bytes(getattr(manager.provisioner, "pid", 0)))
 
     client = NotebookClient(
-        notebook,
+        node,
         km=manager,
         timeout=CELL_SECONDS,
         allow_errors=True,
@@ -122,7 +122,7 @@ def execute(notebook: dict[str, Any], folder: Path, settings: dict[str, str], py
         stopped = f"a cell took more than {CELL_SECONDS} s"
     except DeadKernelError:
         stopped = "the kernel died; too little memory?"
-    return Run(notebook, {}, time.perf_counter() - began, peak, stopped)
+    return Run(node, {}, time.perf_counter() - began, peak, stopped)
 
 
 class _Interpreter(KernelSpecManager):

@@ -50,7 +50,9 @@ def fill(notebook: dict[str, Any], source: str) -> tuple[dict[str, Any], list[st
 
     A cell brings the imports, helpers and assignments that its answer uses. Answers in cells above are not repeated.
     """
-    cells, missing, above = [], [], []
+    cells: list[dict[str, Any]] = []
+    missing: list[str] = []
+    above: list[str] = []
     for cell in notebook["cells"]:
         about = cell["metadata"].get("course", {})
         if about.get("role") == "stub":

@@ -6,7 +6,7 @@ tensors or numpy arrays; `close` and `equal` look at type and shape before they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +67,9 @@ class StudentError(Exception):
 
 class Opaque:
     """What stands for an object of the implementation's own: the handles of `utils.checks.implementations`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError
 
 
 def describe(value: Any) -> str:
@@ -140,7 +143,8 @@ def unpack(result: Any, names: Sequence[str]) -> tuple:
     """
     wanted = f"a tuple ({', '.join(names)})"
     items = _items(result)
-    that(items is not None, expected=wanted, returned=describe(result), why="the signature promises a tuple")
+    if items is None:
+        raise CheckFailed(expected=wanted, returned=describe(result), why="the signature promises a tuple")
     that(
         len(items) == len(names),
         expected=f"{wanted} of length {len(names)}",

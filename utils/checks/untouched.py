@@ -195,6 +195,7 @@ def _originals(module: torch.nn.Module) -> Callable[[str], torch.Tensor]:
         if name == "model":
             with safe_open(ensure_model() / "model.safetensors", "pt") as file:
                 return file.get_tensor(key.replace("._original_component", ""))
+        assert name is not None
         return Dictionaries(load().profile, "cpu")[name].state_dict()[key]
 
     return original

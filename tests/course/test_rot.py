@@ -32,7 +32,7 @@ def course(tmp_path) -> Path:
     rot.copy_course(folder)
     (folder / ".venv").symlink_to(sys.prefix)
     passed = Row("the reference", "norms", "are right", 1, 1, 0.1)
-    failed = Row("the reference", "norms", "of zeros", 0, 1, 0.1, Failure(called="norms(x)", returned="nan"))
+    failed = Row("the reference", "norms", "of zeros", 0, 1, 0.1, failure=Failure(called="norms(x)", returned="nan"))
     answers = {"PASSED": [passed], "FAILED": [passed, failed]}
     code = CHECK
     for name, rows in answers.items():

@@ -113,7 +113,10 @@ def _stop(activation: Tensor, hook: Any) -> None:
 
 @contextmanager
 def passed_over(blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside the `with`, these blocks give back the stream as they get it: the bridge has no `start_at_layer`."""
+    """Inside the `with`, these blocks give back the stream as they get it: the bridge has no `start_at_layer`.
+
+    See docs/upstream.md, 9.
+    """
     for block in blocks:
         # The bridge's own __setattr__ would hand this on to the block that it wraps.
         vars(block)["forward"] = lambda stream, *args, **kwargs: stream

@@ -129,7 +129,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _keep_hub_bars() -> None:
-    # transformers switches the hub's bars off together with its own.
+    # transformers switches the hub's bars off together with its own (docs/upstream.md, 8).
     from huggingface_hub.utils import enable_progress_bars
 
     with contextlib.suppress(Exception):

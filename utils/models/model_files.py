@@ -264,7 +264,7 @@ def _write_model(quantised: Path, converted: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         quantised.parent, gguf_file=quantised.name, dtype=torch.float32, local_files_only=True
     )
-    # save_pretrained refuses a model that was read from GGUF, though it is an ordinary one by now.
+    # save_pretrained refuses a model read from GGUF, though it is an ordinary one by now (docs/upstream.md, 7).
     config = model.config.to_dict()
     for leftover in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(leftover, None)
@@ -280,7 +280,7 @@ def _write_tokenizer(quantised: Path, converted: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(quantised.parent, gguf_file=quantised.name, local_files_only=True)
     # GGUF names the kind of splitting rather than spelling it out, and what it is read back as forgets that
-    # SmolLM2 splits numbers into single digits.
+    # SmolLM2 splits numbers into single digits (docs/upstream.md, 6).
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -293,7 +293,7 @@ def _write_tokenizer(quantised: Path, converted: Path) -> None:
 def _write_manifest(converted: Path) -> None:
     files = {}
     for path in sorted(converted.iterdir()):
-        path.chmod(0o644)  # safetensors writes for its owner only, but a cache may be shared
+        path.chmod(0o644)  # safetensors writes for its owner only, but a cache may be shared (docs/upstream.md, 11)
         status = path.stat()
         files[path.name] = {
             "bytes": status.st_size,

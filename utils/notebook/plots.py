@@ -441,7 +441,7 @@ def _spans(groups: Sequence[str]) -> dict[str, tuple[float, float]]:
 def attention_heads(patterns: Any, tokens: Sequence[str], *, names: Sequence[str], title: str, alt: str) -> None:
     """Attention patterns [head, from, to] as circuitsvis draws them: choose a head, point at a token.
 
-    Its script is written into the output, so that it needs no network.
+    Its script is written into the output, so that it needs no network (docs/upstream.md, 10).
     """
     from circuitsvis.attention import attention_heads as drawn
     from IPython.display import HTML, display

@@ -112,24 +112,7 @@ def test_stops(impl, model):
     with impl.watch(model) as seen:
         got = impl.position_norms(model, [SHORT], HOOK)
     expect.tensor(got, name="the norms")
-    expect.that(
-        seen.blocks <= 4,
-        expected="at most blocks 0 to 3 to run",
-        returned=f"{seen.blocks} blocks ran",
-        why=f"{HOOK} is known before block 3 has even begun",
-    )
-    expect.that(
-        not seen.unembedded,
-        expected="no logits",
-        returned="the model went on to the logits",
-        why="the norms do not depend on them",
-    )
-    expect.that(
-        seen.hooks_left == 0,
-        expected="no hooks left on the model",
-        returned=f"{seen.hooks_left} hooks left",
-        why="whoever uses the model next would have your hook, too",
-    )
+    expect.cost(seen, blocks=4, logits=False, why=f"{HOOK} is known before block 3 has even begun")
 
 
 @POSITION_NORMS.check(

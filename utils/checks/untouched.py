@@ -90,8 +90,8 @@ HINTS = {
         model.saes(...)` take off again what they attach.
         """,
     "hook": """
-        A hook added with `model.add_hook` stays on the model and runs in every later run; `run_with_hooks` takes its
-        hooks off again.
+        A hook added with `model.add_hook` stays on the model and runs in every later run; remove it, or use
+        `run_with_hooks`, which takes its hooks off again.
         """,
     "weight": WRITES_IN_PLACE,
     "overwritten": WRITES_IN_PLACE,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import math
 import re
+import statistics
+import symtable
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import nbformat
 
-from authoring.chapter_text import ChapterText, figures, measured_names, read_text
+from authoring.chapter_text import MEASURE, Cell, ChapterText, figures, measured_names, read_text
 from authoring.setup_cell import setup_source
 from authoring.stubs import stub_source
 from utils.chapters import Chapter, find_chapters
@@ -28,11 +31,15 @@ BRANCH = "main"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("chapters", nargs="*", help="for instance 03; all when none is named")
     parser.add_argument("--check", action="store_true", help="only say which notebooks are stale (exit status 1)")
+    parser.add_argument("--report", action="store_true", help="say how long the code cells are that students read")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build what is stale; with `--check`, exit status 1 if something is."""
+    """Build what is stale; with `--check`, exit status 1 if something is. With `--report`, only describe the cells."""
     chapters = find_chapters(options.chapters)
+    if options.report:
+        print(report(chapters))
+        return 0
     stale = [chapter for chapter in chapters if is_stale(chapter, repository())]
     for chapter in stale:
         if options.check:
@@ -63,8 +70,14 @@ def as_text(notebook: dict[str, Any]) -> str:
     return json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
-def build(chapter: Chapter, address: str) -> dict[str, Any]:
-    """The chapter's notebook as nbformat JSON, validated. `address` is the repository's."""
+def build(chapter: Chapter, address: str, *, measuring: bool = False) -> dict[str, Any]:
+    """The chapter's notebook as nbformat JSON, validated.
+
+    Args:
+        address: the repository's.
+        measuring: with the cells that measure the prose's figures, which no reader's notebook has. The others keep
+            their ids.
+    """
     text = read_text(chapter.text, chapter.shown(chapter.text))
     exercises = {exercise.name: exercise for exercise in exercises_in(chapter)}
     _check_places(text, exercises, chapter)
@@ -75,7 +88,9 @@ def build(chapter: Chapter, address: str) -> dict[str, Any]:
     ]
     above: list[str] = []  # the code that has run when a stub's cell is reached
     for cell in text.cells:
-        if cell.kind == "code":
+        if cell.measures:
+            cells += [_code(cell.source, role="measure")] if measuring else []
+        elif cell.kind == "code":
             above.append(plain_python(cell.source))
             cells.append(_code(cell.source, tags=cell.options.get("tags")))
         elif "exercise" in cell.options:
@@ -98,6 +113,24 @@ def build(chapter: Chapter, address: str) -> dict[str, Any]:
     }
     nbformat.validate(notebook)
     return notebook
+
+
+def report(chapters: Sequence[Chapter]) -> str:
+    """How many lines the code cells have that students read, as a table; set-up and check cells do not count."""
+    columns = f"{'cells':>5} {'median':>6} {'9 in 10':>7} {'longest':>7}"
+    cells = {chapter.name: build(chapter, repository())["cells"] for chapter in chapters}
+    cells["all"] = [cell for one_chapter in cells.values() for cell in one_chapter]
+    rows = [f"{name:30}{_lengths(its, None, 'stub')}{'':17}{_lengths(its, None)}" for name, its in cells.items()]
+    return "\n".join([f"{'lines of code cells':30}{columns}{'without stubs:':>17}{columns}", *rows])
+
+
+def _lengths(cells: Iterable[dict[str, Any]], *roles: str | None) -> str:
+    """Of the code cells in these roles: how many, and of their lines the median, the ninth decile and the maximum."""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    lines = sorted(len(cell["source"]) for cell in code if cell["metadata"].get("course", {}).get("role") in roles)
+    if not lines:
+        return f"{0:5}{'':23}"
+    return f"{len(lines):5} {statistics.median(lines):6g} {lines[math.ceil(0.9 * len(lines)) - 1]:7} {lines[-1]:7}"
 
 
 # What the text and the checkers must agree on
@@ -131,18 +164,46 @@ def _check_places(text: ChapterText, exercises: dict[str, Exercise], chapter: Ch
 
 
 def _check_measured(text: ChapterText) -> None:
-    measured = [
-        name for cell in text.cells if cell.kind == "code" for name in measured_names(plain_python(cell.source))
-    ]
+    """Figures are measured, by cells that the lesson can do without."""
+    lesson: set[str] = set()
+    for cell in text.cells:
+        if cell.kind == "code" and not cell.measures:
+            lesson |= _names(cell)
+            if "measured" in lesson:
+                raise CourseError(
+                    f"{text.file}:{cell.line}: readers do not measure: move `measured` into a cell of its own below "
+                    f"this one, which begins with `:tags: [{MEASURE}]`"
+                )
+    measuring = [cell for cell in text.cells if cell.measures]
+    for cell in measuring:
+        if taken := lesson & _names(cell, set_only=True):
+            raise CourseError(
+                f"{text.file}:{cell.line}: this cell is left out of the notebook, but sets {', '.join(sorted(taken))}, "
+                "which the lesson uses: set it in the lesson, or give it another name"
+            )
+    measured = [name for cell in measuring for name in measured_names(plain_python(cell.source))]
     for cell in text.cells:
         if cell.kind != "markdown":
             continue
         for figure in figures(cell.source, f"{text.file}:{cell.line}"):
             if not any(fnmatch.fnmatchcase(figure.name, pattern) for pattern in measured):
                 raise CourseError(
-                    f"{text.file}:{cell.line}: the figure `{figure.name}` is never measured: "
-                    f'write `measured("{figure.name}", ...)` in a code cell'
+                    f"{text.file}:{cell.line}: the figure `{figure.name}` is never measured: write "
+                    f'`measured("{figure.name}", ...)` in a code cell that begins with `:tags: [{MEASURE}]`'
                 )
+
+
+def _names(cell: Cell, set_only: bool = False) -> set[str]:
+    """The notebook's names that a code cell sets or uses, in its functions, too; or only those that it sets."""
+    tables = [symtable.symtable(plain_python(cell.source), "cell", "exec")]
+    names: set[str] = set()
+    for table in tables:  # grows: a function's table stands inside that of the cell
+        for symbol in table.get_symbols():
+            is_set = symbol.is_assigned() or symbol.is_imported()
+            if (table.get_type() == "module" or symbol.is_global()) and (is_set or not set_only):
+                names.add(symbol.get_name())
+        tables += table.get_children()
+    return names - {"_"}
 
 
 def _stub(chapter: Chapter, exercise: Exercise, above: list[str], where: str) -> str:

@@ -16,6 +16,7 @@ from utils.errors import CourseError
 
 _REQUIRED = {"title": str, "promise": str, "objectives": list, "needs": list, "minutes": int}
 _OPTIONAL = {"expected_warnings": list}
+MEASURE = "measure"  # the tag of cells that only measure figures for the prose
 _CELL_KEYS = {"exercise", "folded", "tags"}
 _MARK = re.compile(r"<!--\s*measured:\s*([^>]*?)\s*-->")
 _NUMBER = re.compile(r"(?P<number>[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-−+]?\d+)?)(?P<percent>\s?%)?[*_`]*$")
@@ -29,6 +30,11 @@ class Cell:
     source: str
     line: int
     options: dict[str, Any]
+
+    @property
+    def measures(self) -> bool:
+        """Whether it is a code cell that only measures figures for the prose: no reader's notebook has it."""
+        return self.kind == "code" and MEASURE in self.options.get("tags", [])
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets import Unicode
 
+from authoring.build import build
 from authoring.chapter_text import figures, read_text
 from authoring.fill import fill, read_notebook
 from utils.chapters import Chapter, find_chapters
 from utils.errors import CourseError
 from utils.notebook.check_view import ROWS_MIME
-from utils.paths import cache_dir
+from utils.paths import cache_dir, repository
 
 CELL_SECONDS = 1200
 _PROGRESS_BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|s|B|kB|MB)/(s|it)\b|\[\d\d:\d\d[<,]")
@@ -73,11 +74,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def execute_chapter(chapter: Chapter, *, student: bool = False, record: bool = False) -> Run:
-    """Run the chapter's built notebook, filled with the reference unless for a `student`, in a fresh kernel.
+    """Run the chapter in a fresh kernel: for a `student` the built notebook as it is, else the one that its text gives,
+    filled with the reference and with the cells that measure the prose's figures at their places.
 
     What passes is kept in a scratch folder: the maintainer's own `mine/` is neither read nor written.
     """
-    notebook = read_notebook(chapter)
+    notebook = read_notebook(chapter) if student else build(chapter, repository(), measuring=True)
     if not student and chapter.solution.exists():
         notebook, missing = fill(notebook, chapter.solution.read_text(encoding="utf-8"))
         if missing:

@@ -35,7 +35,7 @@ Some prose.
 
 ```{code-cell} ipython3
 from fractions import Fraction
-from utils import check, measured
+from utils import check
 ```
 
 +++ {"exercise": "add"}
@@ -44,6 +44,13 @@ Add $a$ and $b$.
 
 ```{code-cell} ipython3
 total = 2
+```
+
+```{code-cell} ipython3
+:tags: [measure]
+
+from utils import measured
+
 measured("total", total)
 ```
 
@@ -108,6 +115,23 @@ def test_cells_come_in_order_with_readable_ids(chapter):
         *("start-opening", "start-setup", "before-we-start-text", "before-we-start-code"),
         *("add-problem", "add-hints", "add-stub", "add-check", "add-code", "add-text", "add-text-2"),
     ]
+
+
+def test_measuring_cells_are_left_out_and_put_back_at_their_place(chapter):
+    lesson, whole = (sources(builder.build(chapter, ADDRESS, measuring=measuring)) for measuring in (False, True))
+    assert "measured(" in whole["add-measure"]
+    order = list(whole)
+    assert order[order.index("add-code") + 1] == "add-measure"
+    del whole["add-measure"]
+    assert whole == lesson and list(whole) == list(lesson)
+    assert not any("measured" in lesson[name] for name in lesson if not name.startswith("add-text"))
+
+
+def test_the_report_counts_lesson_and_stub_cells(chapter):
+    _, row, everything = builder.report([chapter]).splitlines()
+    (with_stubs, without_stubs) = (row.split()[1:5], row.split()[5:])
+    assert with_stubs == ["3", "2", "3", "3"] and without_stubs == ["2", "1.5", "2", "2"]
+    assert everything.split()[1:] == row.split()[1:]
 
 
 def test_the_opening_tells_what_the_chapter_is(chapter):
@@ -182,18 +206,21 @@ def test_a_new_cell_leaves_other_ids_alone(chapter):
             "chapters/text/07_small_things.md:24: no exercise `sub` in tests/test_ch07",
         ),
         ('+++ {"exercise": "add"}', "+++", "exercise `add` has no place"),
-        ('"folded": "What to notice"', '"exercise": "add"', ":35: exercise `add` already stands in line 24"),
+        ('"folded": "What to notice"', '"exercise": "add"', ":42: exercise `add` already stands in line 24"),
         ('{"exercise": "add"}', '{"exercice": "add"}', ":24: unknown cell option exercice"),
-        ("total is 2<!--", "total is<!--", ":31: the mark <!-- measured: total --> has no number directly before it"),
+        ("total is 2<!--", "total is<!--", ":38: the mark <!-- measured: total --> has no number directly before it"),
         (
             "2<!-- measured: total -->.\n\n+++",
             "2<!-- measured: tote -->.\n\n+++",
-            ":31: the figure `tote` is never measured",
+            ":38: the figure `tote` is never measured",
         ),
         ("  promise: You will add.\n", "", "front matter lacks `course: promise`"),
         ("minutes: 75", "minutes: long", "`course: minutes` must be a int"),
         ("minutes: 75", "minutes: 75\n  mintues: 3", "unknown front matter `course: mintues`"),
         ("total = 2\n", "total = = 2\n", ":27: invalid syntax"),
+        ("total = 2\n", "measured = 2\n", ":27: readers do not measure: move `measured` into a cell of its own"),
+        ('measured("total", total)', "total = 2", "which the lesson uses: set it in the lesson"),
+        ("import measured\n", "import measured, check\n", "left out of the notebook, but sets check"),
         ("from fractions import Fraction\n", "", ":23: the stub of `add` uses Fraction, which no code cell above it"),
     ],
 )
@@ -257,11 +284,24 @@ def test_built_notebooks_are_current(chapter):
     )
 
 
+@pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
+def test_readers_meet_no_long_cell_and_measure_nothing(chapter):
+    cells = json.loads(chapter.notebook.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        about = cell["metadata"].get("course", {})
+        if cell["cell_type"] == "code" and about.get("role") != "stub":
+            assert len(cell["source"]) <= 45, cell["id"]
+            assert "measured" not in "".join(cell["source"]), cell["id"]
+
+
 def test_command_builds_and_reports(chapter, monkeypatch, capsys):
     monkeypatch.setattr(builder, "find_chapters", lambda wanted: [chapter])
     assert course.main(["build", "--check"]) == 1
     assert "stale: chapters/07_small_things.ipynb" in capsys.readouterr().out
     assert course.main(["build"]) == 0 and course.main(["build", "--check"]) == 0
+    capsys.readouterr()
+    assert course.main(["build", "--report"]) == 0
+    assert capsys.readouterr().out == builder.report([chapter]) + "\n"
     assert json.loads(chapter.notebook.read_text())["nbformat"] == 4
     chapter.checker.write_text("")
     assert course.main(["build"]) == 2

@@ -72,7 +72,7 @@ def test_everything_that_is_wrong_is_named(chapter):
 def test_errors_and_figures_that_were_not_reached_are_named(chapter):
     text = TEXT.replace('measured("total", total)', '1 / 0\nmeasured("total", total)')
     problems, _ = found(write(chapter.root, text))
-    assert problems[0] == "cell add-code: ZeroDivisionError: division by zero"
+    assert problems[0] == "cell add-measure: ZeroDivisionError: division by zero"
     assert any("`total` was never measured" in problem for problem in problems)
 
 

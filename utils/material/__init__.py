@@ -1,1 +1,1 @@
-"""What chapters talk about: days, tenses, induction, public text, readings."""
+"""What chapters talk about: words and texts, tables of what was found in them, and random controls."""

@@ -34,3 +34,14 @@ def repeat_log_prob(
     half = (tokens.shape[1] - 1) // 2
     said = logits[:, half + 1 : -1].log_softmax(dim=-1)
     return said.gather(-1, tokens[:, half + 2 :, None])[..., 0].mean(dim=1)
+
+
+def word_pairs(model: Any, n: int = 12, seed: int = 0) -> Int[Tensor, "n_pairs seq"]:
+    """`n` random words before `n` others, all n * n pairs, after the special token and three fixed words.
+
+    Row `i * n + j` ends with word `i` of the first kind and word `j` of the second.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    before, own, opening = (torch.randint(200, 49_000, (size,), generator=generator) for size in (n, n, 3))
+    start = torch.cat([model.to_tokens("")[0].cpu(), opening])
+    return torch.stack([torch.cat([start, b[None], o[None]]) for b in before for o in own]).to(model.cfg.device)

@@ -75,3 +75,9 @@ def public_tokens(model: SAETransformerBridge, n_rows: int, length: int = PASSAG
 def str_tokens(model: SAETransformerBridge, ids: Int[Tensor, " n"]) -> list[str]:
     """Each token as text, one by one; line breaks become visible signs."""
     return [model.tokenizer.decode([token]).replace("\n", "⏎").replace("\t", "→") for token in ids.tolist()]
+
+
+def marked(model: SAETransformerBridge, ids: Int[Tensor, " n"], place: int) -> str:
+    """Tokens as one text, that at `place` in brackets."""
+    words = str_tokens(model, ids)
+    return "".join([*words[:place], f"[{words[place]}]", *words[place + 1 :]])

@@ -1,10 +1,14 @@
-"""Tables of what a latent reads and writes, in tokens. They show what your own tools of chapter 06 compute."""
+"""What a latent reads and writes, in tokens: tables of what your own tools of chapter 06 compute, and a yardstick."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from utils.material.public_text import str_tokens
+import torch
+
+from utils.hooks import layer_of
+from utils.material.public_text import marked, str_tokens
+from utils.models.profiles import first_position
 from utils.student_work import mine
 
 if TYPE_CHECKING:
@@ -51,3 +55,38 @@ def show_top_deembeddings_extended(
     extended = mine.create_extended_embedding(model) if extended is None else extended
     values, token_ids = (extended @ sae.W_enc[:, latent_idx]).topk(k)
     return ranking(model, values, token_ids, "extended de-embedding")
+
+
+def examples_table(
+    model: SAETransformerBridge,
+    tokens: Int[Tensor, "batch seq"],
+    places: Float[Tensor, "n 3"],
+    latent_idx: int,
+    window: int = 8,
+) -> pd.DataFrame:
+    """Places where a latent is active, one a row, each in a window of text.
+
+    Args:
+        places: activation, row and column of each; `window` tokens on either side are there.
+    """
+    import pandas as pd
+
+    spots = [(act, int(row), int(column)) for act, row, column in places.tolist()]
+    texts = [marked(model, tokens[row, column - window : column + window + 1], window) for _, row, column in spots]
+    return pd.DataFrame({"latent": latent_idx, "activation": [f"{act:.1f}" for act, _, _ in spots], "text": texts})
+
+
+def mean_activations(
+    model: SAETransformerBridge, transcoder: SAE[Any], tokens: Int[Tensor, "batch seq"], at_least: int = 3
+) -> tuple[Int[Tensor, " n_kinds"], Float[Tensor, "n_kinds d_sae"]]:
+    """The tokens that occur `at_least` so often, and the mean activation of every latent on each of them."""
+    name, start = transcoder.cfg.metadata.hook_name, first_position(model)
+    kinds, which, counts = tokens[:, start:].unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(kinds), transcoder.cfg.d_sae)
+    for rows in torch.arange(len(tokens)).split(8):
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens[rows], names_filter=name, stop_at_layer=layer_of(name) + 1)
+            acts = transcoder.encode(cache[name][:, start:])
+        sums.index_add_(0, which[rows].flatten(), acts.flatten(0, 1))
+    often = counts >= at_least
+    return kinds[often], sums[often] / counts[often, None]

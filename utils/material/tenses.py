@@ -126,3 +126,31 @@ ALL_TEMPORAL_CATEGORIES: dict[str, tuple[str, ...]] = {
 
 # Category -> 8 other sentences, without openers, and with verbs that are active and inflected.
 ACTIVE_VOICE: dict[str, tuple[str, ...]] = {category: _acted(form) for category, form in _ACTIVE_FORMS.items()}
+
+# Kind -> four sentences: whether the verb has a past form, and whether the time is past, vary independently.
+FORM_AND_TIME = {
+    "past form, past time": (
+        "Yesterday it rained in the valley.",
+        "Last night the guests left early.",
+        "In 1815 the king returned to Paris.",
+        "Long ago the miller owned a mule.",
+    ),
+    "past form, other time": (
+        "I wish it rained in the valley.",
+        "It is high time the guests left.",
+        "Imagine the king returned to Paris tomorrow.",
+        "If only the miller owned a mule.",
+    ),
+    "other form, past time": (
+        "It has rained in the valley.",
+        "The guests have left early.",
+        "In 1815 the king returns to Paris.",
+        "The miller has long owned a mule.",
+    ),
+    "other form, other time": (
+        "It often rains in the valley.",
+        "The guests are leaving early.",
+        "The king returns to Paris tomorrow.",
+        "The miller wants to own a mule.",
+    ),
+}

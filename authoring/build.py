@@ -10,7 +10,7 @@ import re
 import statistics
 import symtable
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build what is stale; with `--check`, exit status 1 if something is."""
+    """Build what is stale; with `--check`, exit status 1 if something is. With `--report`, only describe the cells."""
     chapters = find_chapters(options.chapters)
     if options.report:
         print(report(chapters))

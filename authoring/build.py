@@ -91,7 +91,7 @@ def build(chapter: Chapter, address: str, *, measuring: bool = False) -> dict[st
     _check_measured(text)
     cells = [
         _markdown(_opening(chapter, text, exercises.values(), address), role="opening"),
-        _code(setup_source(chapter.number, address), role="setup"),
+        _setup_cell(setup_source(chapter.number, address)),
     ]
     above: list[str] = []  # the code that has run when a stub's cell is reached
     for cell in text.cells:
@@ -241,7 +241,7 @@ def _opening(chapter: Chapter, text: ChapterText, exercises: Iterable[Exercise],
         facts.append(f"**To do:** {count}" + (f", {graded} points" if graded else ", ungraded"))
     parts = [
         f"# {chapter.number} · {course['title']}",
-        badges(address, chapter.shown(chapter.notebook)),
+        launchers(address, chapter.shown(chapter.notebook)),
         str(course["promise"]).strip(),
         "**Afterwards you can**\n\n" + "\n".join(f"- {one}" for one in course["objectives"]),
         f"**You need:** {', '.join(course['needs']) or 'nothing from earlier chapters'}  \n" + "  \n".join(facts),
@@ -249,21 +249,22 @@ def _opening(chapter: Chapter, text: ChapterText, exercises: Iterable[Exercise],
     return "\n\n".join(part for part in parts if part)
 
 
-def badges(address: str, path: str) -> str:
-    """Launch badges for the notebook at `path` of a repository on GitHub; no badge for an address elsewhere."""
+def launchers(address: str, path: str) -> str:
+    """Links that open the notebook at `path` elsewhere; in words, because pictures from the net are broken offline.
+
+    Nothing for a repository that is not on GitHub, which is the only host that all three know.
+    """
     where = urlsplit(address)
     if where.hostname != "github.com":
         return ""
     slug = where.path.strip("/")
     page = f"https://github.com/{slug}/blob/{BRANCH}/{path}"
-    launchers = [
-        ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
-         f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/{path}"),
-        ("Open in Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg", f"https://kaggle.com/kernels/welcome?src={page}"),
-        ("Open in Binder", "https://mybinder.org/badge_logo.svg",
-         f"https://mybinder.org/v2/gh/{slug}/{BRANCH}?labpath={quote(path, safe='')}"),
-    ]  # fmt: skip
-    return " ".join(f"[![{name}]({image})]({link})" for name, image, link in launchers)
+    links = {
+        "Colab": f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/{path}",
+        "Kaggle": f"https://kaggle.com/kernels/welcome?src={page}",
+        "Binder": f"https://mybinder.org/v2/gh/{slug}/{BRANCH}?labpath={quote(path, safe='')}",
+    }
+    return "Open in " + " · ".join(f"[{name}]({link})" for name, link in links.items())
 
 
 def _exercise_cells(exercise: Exercise, problem: str, stub: str) -> list[dict[str, Any]]:
@@ -312,6 +313,13 @@ def _markdown(source: str, role: str | None = None, **about: str) -> dict[str, A
 def _code(source: str, role: str | None = None, tags: list[str] | None = None, **about: str) -> dict[str, Any]:
     metadata = _metadata(role, tags, about)
     return {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": [], "source": _lines(source)}
+
+
+def _setup_cell(source: str) -> dict[str, Any]:
+    """Folded in JupyterLab and in Colab: it is to be run, not to be read."""
+    cell = _code(source, role="setup")
+    cell["metadata"] |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    return cell
 
 
 def _metadata(role: str | None, tags: list[str] | None, about: dict[str, str]) -> dict[str, Any]:

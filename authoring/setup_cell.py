@@ -1,9 +1,8 @@
 """The set-up cell of every notebook: finds the course, or fetches it when the notebook is all there is."""
 
 _TEMPLATE = """\
-# Set-up: finds the course; where this notebook is alone (Colab, Kaggle), fetches it and installs only what is missing.
+#@title Set-up: run this cell first. It finds the course, or fetches it and installs only what is missing.
 import os, pathlib, subprocess, sys
-
 here = pathlib.Path.cwd()
 course = next((p for p in [here, *here.parents] if (p / "utils/setup_cell.py").exists()), here / "{folder}")
 if not course.exists():
@@ -16,6 +15,7 @@ if not course.exists():
 sys.path.insert(0, str(course))
 from utils.setup_cell import ready
 ready("{chapter}")
+from utils import check, dashboard, failed, hint, progress, solution
 """
 
 

@@ -26,7 +26,7 @@ import torch
 from utils import student_work
 from utils.chapters import find_chapter
 from utils.checks.expect import Opaque, StudentError, describe
-from utils.checks.time_limit import time_limit
+from utils.checks.time_limit import one_thread, time_limit
 from utils.checks.untouched import untouched
 from utils.checks.watch import watch
 from utils.errors import CourseError
@@ -182,7 +182,7 @@ class LocalBackend:
 
     @contextmanager
     def check(self, needs_model: bool, seconds: float) -> Iterator[None]:
-        with student_work.using(self.tools), nobody_at_the_keyboard(), time_limit(seconds):
+        with student_work.using(self.tools), nobody_at_the_keyboard(), one_thread(), time_limit(seconds):
             yield
 
 

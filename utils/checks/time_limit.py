@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 class OutOfTime(BaseException):
     """The code did not end in time. Not an Exception, so that a student's `except Exception` does not swallow it."""
@@ -21,6 +23,21 @@ def patience(seconds: float) -> float:
     """How many seconds by the clock to wait for `seconds` of processor time: a busy machine may need several times as
     many, and code that only sleeps uses none at all."""
     return 30 + 5 * seconds
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread.
+
+    On a busy machine threads that wait for each other spin, and that counts as processor time; and so the limits mean
+    the same here as where a class is graded.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -121,6 +121,7 @@ class Worker:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as in a notebook's check
     pipe, file = Connection(int(sys.argv[1])), Path(sys.argv[2])
     worker = Worker(file)
     while True:

@@ -336,6 +336,7 @@ def same_slopes(grads, function, x, why, name="grads", step=1e-2, outputs="later
 
 
 EIFFEL = "The Eiffel"  # four tokens with the special one
+TOWER = "The Eiffel tower is in"
 
 
 def rank_error(call):
@@ -416,7 +417,7 @@ def splice_mistakes(model, tokens, sae_from, sae_to, dense):
         """,
 )
 def test_later_latents(impl, model):
-    tokens, sae_from, sae_to = model.to_tokens(EIFFEL), stand_in(3), stand_in(5)
+    tokens, sae_from, sae_to = model.to_tokens(TOWER), stand_in(3), stand_in(5)
     dense = changed(true_acts(model, tokens, sae_from))
     values, aux = expect.unpack(
         impl.latent_acts_to_later_latent_acts(*sparse(dense), sae_from, sae_to, model, tokens), ("values", "(dense,)")
@@ -896,7 +897,6 @@ def test_token_gradients_cost(impl, model):
 
 # 4.4
 
-TOWER = "The Eiffel tower is in"
 FIRST_LOGITS = "These are logits of the *first* position. What comes next is predicted at the last one: `[0, -1]`."
 LOG_PROBS = "These are (log-)probabilities. Logits are asked for, as the model gives them."
 

@@ -23,7 +23,7 @@ from utils.models.loading import load
 from utils.models.model_files import ensure_model
 
 SMALL = 4_000_000  # entries: modules up to here are copied, larger ones are read from disk again
-SAMPLED = 64  # entries of each weight that are compared
+SAMPLED = 8  # entries of each weight that are compared
 LIBRARIES = ("transformers.", "transformer_lens.model_bridge.")  # hooks of theirs belong to the model
 
 
@@ -167,9 +167,10 @@ class ModuleState:
     def _hooks_now(self) -> Iterator[tuple[int, int]]:
         """(number of the store, key) of all hooks but those that the libraries hang up for good at a first run."""
         for number, store in enumerate(self._stores):
-            for key, hook in store.items():
-                if not getattr(hook, "__module__", "").startswith(LIBRARIES):
-                    yield number, key
+            if store:  # hardly any of the six thousand has a hook
+                for key, hook in store.items():
+                    if not getattr(hook, "__module__", "").startswith(LIBRARIES):
+                        yield number, key
 
     def _take_off(self, hooks: Iterable[tuple[int, int]]) -> None:
         for number, key in hooks:

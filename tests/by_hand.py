@@ -1,7 +1,8 @@
 """Oracles that several chapters' checks use: the model's activations by plain torch hooks on its modules, latents from
 a dictionary's weights, small random dictionaries, sparse parts. Nothing here uses what the exercises ask for."""
 
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cache, lru_cache
 from typing import Any
@@ -12,6 +13,51 @@ from utils import first_position, layer_of
 from utils.checks import expect
 
 Change = Callable[[torch.Tensor], torch.Tensor | None]
+
+
+def fresh_seed() -> int:
+    """The seed of inputs that no answer can anticipate: another one at every call. Name it in the check's `why`."""
+    return secrets.randbelow(1_000_000)
+
+
+def mistake_in_all(
+    function: Callable[..., Any],
+    cases: Iterable[tuple],
+    right: Callable[..., float],
+    mistakes: Iterable[tuple[Callable[..., float], str]],
+) -> str | None:
+    """The hint of the known mistake that explains what a function gives for every case.
+
+    One number alone may be hit by coincidence; the numbers of several cases are hardly.
+
+    Args:
+        function: what is under test; it gives a number.
+        cases: its arguments, several times.
+        right: gives the right number.
+        mistakes: functions that give a wrong one, with their hints.
+
+    Returns:
+        The hint, or None where no mistake explains everything, or nothing is wrong.
+    """
+    cases = list(cases)
+
+    def answers(answer: Callable[..., Any]) -> torch.Tensor:
+        return torch.tensor([_number(answer(*case)) for case in cases], dtype=torch.double)
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return expect.agree(one, other, rtol=0, atol=1e-6)
+
+    got, want = answers(function), answers(right)
+    if same(got, want):
+        return None
+    return expect.mistake_in(got, want, ((answers(wrong), hint) for wrong, hint in mistakes), same)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.nan
 
 
 # The model's activations.
@@ -126,6 +172,16 @@ def _read(model: Any, tokens: torch.Tensor, place: str, **options: Any) -> torch
     with torch.no_grad():
         run(model, tokens, until if until < model.cfg.n_layers else None, {place: keep}, **options)
     return activations[0]
+
+
+def last_rows(model: Any, prompts: Iterable[str], place: str) -> torch.Tensor:
+    """The stream [n, d_model] at the last token of each prompt, read one by one; no prompt is padded."""
+    return torch.stack([read(model, model.to_tokens(prompt), place)[0, -1] for prompt in prompts])
+
+
+def last_column(model: Any, prompts: Iterable[str], place: str, side: str) -> torch.Tensor:
+    """The stream [n, d_model] in the last column of a batch padded on one side, by a model that sees the padding."""
+    return read(model, model.to_tokens(list(prompts), padding_side=side), place)[:, -1]
 
 
 # Dictionaries.

@@ -225,23 +225,32 @@ def _svd(x, k, centre=True):
     return centred, singular, (components * largest.sign())[:k]
 
 
+def _refuse_large(x, k):
+    if k > min(x.shape):
+        raise ValueError(f"not {k} components")
+
+
 @right("pca")
 def pca_by_eigh(x, k):
     """From the covariance matrix, in double precision."""
+    _refuse_large(x, k)
     centred = (x - x.mean(dim=0)).double()
     variances, vectors = torch.linalg.eigh(centred.T @ centred)
     components = vectors.flip(1)[:, :k].T
     components = components * torch.stack([row[row.abs().argmax()].sign() for row in components])[:, None]
-    return (centred @ components.T).float(), components.float(), (variances.flip(0)[:k] / variances.sum()).float()
+    shares = (variances.flip(0)[:k] / variances.sum()).nan_to_num(0)
+    return (centred @ components.T).float(), components.float(), shares.float()
 
 
 @right("pca")
 def pca_from_left_vectors(x, k):
+    _refuse_large(x, k)
     centred = x - x.mean(dim=0, keepdim=True)
     left, singular, right_vectors = torch.linalg.svd(centred, full_matrices=False)
     where = right_vectors.abs().max(dim=1).indices
     signs = torch.where(right_vectors[torch.arange(len(where)), where] < 0, -1.0, 1.0)
-    ratio = centred.norm().square().reciprocal() * singular.square()
+    total = centred.norm().square()
+    ratio = singular.square() / total if total > 0 else torch.zeros_like(singular)
     return (left * singular * signs)[:, :k], (right_vectors * signs[:, None])[:k], ratio[:k]
 
 
@@ -301,6 +310,18 @@ def pca_whitened(x, k):
 def pca_transposed(x, k):
     centred, singular, components = _svd(x, k)
     return centred @ components.T, components.T, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="nan where all rows are equal", hint="0 / 0")
+def pca_of_equal_rows_is_nan(x, k):
+    _refuse_large(x, k)
+    centred, singular, components = _svd(x, k)
+    return centred @ components.T, components, singular[:k].square() / singular.square().sum()
+
+
+@wrong("pca", mistake="too large k is cut silently", hint="without a word")
+def pca_cut_silently(x, k):
+    return reference_pca(x, min(k, *x.shape))
 
 
 # calendar_order_score
@@ -527,6 +548,12 @@ def decoder_pca_uncentred(sae, latents, k):
     return (left * singular)[:, :k], (singular**2 / (singular**2).sum())[:k]
 
 
+@wrong("decoder_pca", mistake="in the decoder's precision", hint="whatever the decoder is stored in")
+def decoder_pca_in_its_own_precision(sae, latents, k):
+    coords, _, ratio = reference_pca(sae.W_dec[latents], k)
+    return coords, ratio
+
+
 # circle_cluster
 
 
@@ -588,6 +615,12 @@ def largest_cluster(sae, class_acts, latents, n_clusters):
     labels = _labels(sae.W_dec[latents], n_clusters)
     largest = max(set(labels.tolist()), key=labels.tolist().count)
     return latents[torch.from_numpy(labels == largest)].sort().values
+
+
+@wrong("circle_cluster", mistake="places instead of latents", hint="places in `latents`")
+def cluster_of_places(sae, class_acts, latents, n_clusters):
+    best = _best_cluster(sae, class_acts, latents, _labels(sae.W_dec[latents], n_clusters))
+    return torch.isin(latents, best).nonzero().flatten()
 
 
 @wrong("circle_cluster", mistake="the first of equal scores", hint="variance of the reconstruction")

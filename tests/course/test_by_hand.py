@@ -5,6 +5,7 @@ import torch
 
 from tests import by_hand
 from utils import load
+from utils.checks import expect
 from utils.checks.expect import CheckFailed
 
 TOKENS = torch.tensor([[1, 504, 8913, 2725], [1, 260, 3575, 281]])
@@ -52,6 +53,25 @@ def test_what_was_read_can_be_written_to(loaded):
     assert by_hand.read(loaded.model, TOKENS, PLACES[1]).any()
 
 
+def test_last_tokens_are_read_without_padding(loaded):
+    prompts, place = ["Now", "Soon it will rain"], PLACES[1]
+    rows = by_hand.last_rows(loaded.model, prompts, place)
+    for prompt, row in zip(prompts, rows, strict=True):
+        _, cache = loaded.model.run_with_cache(prompt, names_filter=[place])
+        torch.testing.assert_close(row, cache[place][0, -1], rtol=1e-4, atol=1e-4)
+    for side in ("right", "left"):  # the longest prompt has no padding, the other is another row
+        short, longest = by_hand.last_column(loaded.model, prompts, place, side)
+        torch.testing.assert_close(longest, rows[1], rtol=1e-4, atol=1e-4)
+        assert not expect.agree(short, rows[0], norm="row", rtol=0.01)
+
+
+def test_fresh_seeds_differ():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len({by_hand.fresh_seed() for _ in range(20)}) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("name", ["resid_pre.6", "z.16", "transcoder.2"])
 def test_latents_and_what_they_write_by_definition(loaded, name):
     sae = loaded.dictionaries[name]
@@ -75,6 +95,19 @@ def test_what_counts_begins_at_the_first_position(loaded):
     ones = torch.ones(2, 3, 4)
     assert by_hand.counted(loaded.model, ones).sum(dim=(0, 2)).tolist() == [0, 8, 8]
     assert by_hand.from_first(loaded.model, ones, 2 * ones)[0, :, 0].tolist() == [1, 2, 2]
+
+
+def test_a_wrong_number_is_named_only_if_the_mistake_explains_all_cases():
+    def hint_for(function):
+        cases = [(2.0,), (3.0,)]
+        mistakes = [(lambda x: x + 2, "added"), (lambda x: x * x, "right"), (lambda x: x**3, "cubed")]
+        return by_hand.mistake_in_all(function, cases, lambda x: x * x, mistakes)
+
+    assert hint_for(lambda x: x * x) is None
+    assert hint_for(lambda x: torch.tensor([x**3])) == "cubed"
+    assert hint_for(lambda x: x + 2) == "added"
+    assert hint_for(lambda x: x**3 if x < 3 else 0.0) is None
+    assert hint_for(lambda x: None) is None
 
 
 DENSE = torch.tensor([[[0.0, 2.0], [3.0, 0.0]]])

@@ -98,7 +98,7 @@ def read_text(path: Path, shown: str) -> ChapterText:
 
 def figures(markdown: str, where: str) -> list[Figure]:
     """The measured figures in a markdown text. Raises CourseError for a mark without a number before it."""
-    found = []
+    marked = []
     for mark in _MARK.finditer(markdown):
         number = _NUMBER.search(markdown[: mark.start()])
         line = markdown.count("\n", 0, mark.start())
@@ -108,8 +108,8 @@ def figures(markdown: str, where: str) -> list[Figure]:
                 f"{at}: the mark {mark[0]} has no number directly before it; "
                 "write for instance `0.51<!-- measured: share -->`"
             )
-        found.append(Figure(mark[1], number["number"] + ("%" if number["percent"] else "")))
-    return found
+        marked.append(Figure(mark[1], number["number"] + ("%" if number["percent"] else "")))
+    return marked
 
 
 def measured_names(code: str) -> Iterator[str]:

@@ -63,11 +63,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"{chapter.name} ...", flush=True)
         done = execute_chapter(chapter, student=options.student, record=options.record)
         (out / chapter.notebook.name).write_text(nbformat.writes(done.notebook), encoding="utf-8")
-        found = list(problems(chapter, done, student=options.student))
-        failed |= bool(found)
-        verdict = f"{len(found)} problems" if found else "no problem"
+        complaints = list(problems(chapter, done, student=options.student))
+        failed |= bool(complaints)
+        verdict = f"{len(complaints)} problems" if complaints else "no problem"
         print(f"{chapter.name}: {verdict}, {done.seconds:.0f} s, {done.peak_bytes / 1e6:.0f} MB at most")
-        for problem in found:
+        for problem in complaints:
             print(f"  {problem}")
     print(f"executed notebooks: {out}")
     return 1 if failed else 0
@@ -90,8 +90,8 @@ def execute_chapter(chapter: Chapter, *, student: bool = False, record: bool = F
         settings |= {"COURSE_NO_REFERENCE": "1"} if student else {}
         settings |= {"COURSE_RECORD": "1"} if record else {}
         run = execute(notebook, chapter.notebook.parent, settings)
-        found = json.loads(measured.read_text()) if measured.exists() else {}
-    return Run(run.notebook, found, run.seconds, run.peak_bytes, run.stopped)
+        values = json.loads(measured.read_text()) if measured.exists() else {}
+    return Run(run.notebook, values, run.seconds, run.peak_bytes, run.stopped)
 
 
 def execute(notebook: dict[str, Any], folder: Path, settings: dict[str, str], python: str = sys.executable) -> Run:

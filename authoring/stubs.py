@@ -59,12 +59,12 @@ def stub_module(module_source: str, names: Iterable[str], filename: str = "the s
 
 
 def _definition(tree: ast.Module, name: str, filename: str) -> _Function | ast.ClassDef:
-    found = [node for node in tree.body if isinstance(node, _Function | ast.ClassDef) and node.name == name]
-    if not found:
+    matches = [node for node in tree.body if isinstance(node, _Function | ast.ClassDef) and node.name == name]
+    if not matches:
         raise CourseError(
             f"{filename}: no top-level function or class is named `{name}`. Define it, or rename the exercise."
         )
-    return found[-1]
+    return matches[-1]
 
 
 def _regions(source: str, filename: str) -> list[_Region]:
@@ -164,13 +164,13 @@ def _last_line(node: ast.stmt) -> int:
 
 def _apply(cuts: list[_Cut], lines: list[str], first: int, last: int) -> list[str]:
     last = max([last, *(cut.last for cut in cuts)])
-    kept: list[str] = []
+    lines_left: list[str] = []
     position = first
     for cut in sorted(cuts, key=lambda cut: cut.first):
-        kept += lines[position - 1 : cut.first - 1]
+        lines_left += lines[position - 1 : cut.first - 1]
         if not cut.replacement:  # a region that vanished takes the blank lines above it with it
-            while kept and not kept[-1].strip():
-                kept.pop()
-        kept += cut.replacement
+            while lines_left and not lines_left[-1].strip():
+                lines_left.pop()
+        lines_left += cut.replacement
         position = cut.last + 1
-    return kept + lines[position - 1 : last]
+    return lines_left + lines[position - 1 : last]

@@ -45,10 +45,15 @@ def latents_to_latents(
     it describes: the linear proxy of chapter 04, and for dictionaries on `attn.hook_z` of chapter 05. Positions before
     `first_position(model)` keep their true activation, and their latents do not count.
 
-    :param values: activations of the earlier dictionary's active latents
-    :param indices: their (batch, seq, latent), in row-major order
-    :return: the gradients, and the values and indices of the later dictionary's active latents, in row-major order
-    :raises ValueError: the tokens' rank, the order of the dictionaries, or an active set that is empty
+    Args:
+        values: activations of the earlier dictionary's active latents
+        indices: their (batch, seq, latent), in row-major order
+
+    Returns:
+        the gradients, and the values and indices of the later dictionary's active latents, in row-major order
+
+    Raises:
+        ValueError: the tokens' rank, the order of the dictionaries, or an active set that is empty
     """
     first = _checked(model, tokens, sae_from, values, indices)
     _require_later(sae_from, sae_to)
@@ -72,8 +77,11 @@ def tokens_to_latents(
 
     Forward mode: a tangent per token reaches all latents.
 
-    :return: the gradients, and the values and indices (batch, seq, latent) of the active latents, in row-major order
-    :raises ValueError: the tokens' rank, or an active set that is empty
+    Returns:
+        the gradients, and the values and indices (batch, seq, latent) of the active latents, in row-major order
+
+    Raises:
+        ValueError: the tokens' rank, or an active set that is empty
     """
     _require_rank(tokens)
     require_piecewise_linear(sae)
@@ -112,10 +120,13 @@ def latents_to_logits(
 
     The dictionary's reconstruction stands in place of what it describes, as for `latents_to_latents`.
 
-    :param values, indices: as for `latents_to_latents`
-    :param stream: for a dictionary of the stream that enters a block, that stream, from the run that found the active
-        latents. Without it, the blocks before are run once more, for the positions that stay true
-    :raises ValueError: the tokens' rank, more than one prompt, or an active set that is empty
+    Args:
+        values, indices: as for `latents_to_latents`
+        stream: for a dictionary of the stream that enters a block, that stream, from the run that found the active
+            latents. Without it, the blocks before are run once more, for the positions that stay true
+
+    Raises:
+        ValueError: the tokens' rank, more than one prompt, or an active set that is empty
     """
     first = _checked(model, tokens, sae, values, indices)
     if len(tokens) != 1:
@@ -139,7 +150,8 @@ def latents_to_logits(
 class Placed:
     """Vectors at positions of one prompt, in row-major order: what latents write, or what they read.
 
-    :param length: number of positions, counted from the first that counts
+    Attributes:
+        length: number of positions, counted from the first that counts
     """
 
     positions: Int[Tensor, " nnz"]
@@ -171,8 +183,9 @@ class Placed:
 class _BetweenLatents:
     """One prompt between two dictionaries.
 
-    :param first: the first position that counts
-    :param entry: the earlier dictionary's reconstruction from there on
+    Attributes:
+        first: the first position that counts
+        entry: the earlier dictionary's reconstruction from there on
     """
 
     model: SAETransformerBridge

@@ -32,11 +32,12 @@ class Segment:
     lies inside its block, the stream that goes past it. Hooks are attached once too, since `run_with_hooks` takes as
     long to look one up as to run a block on a short prompt.
 
-    :param tokens: one prompt, `[1, seq]`
-    :param first: from this position on, the earlier activation is replaced
-    :param earlier: "hook_embed", or a hook of a block: the stream that enters it, or something inside
-    :param later: a later hook of a block, inside or where the stream enters, or "ln_final.hook_in"
-    :param stream: the true stream that enters the earlier hook's block, where it is known
+    Attributes:
+        tokens: one prompt, `[1, seq]`
+        first: from this position on, the earlier activation is replaced
+        earlier: "hook_embed", or a hook of a block: the stream that enters it, or something inside
+        later: a later hook of a block, inside or where the stream enters, or "ln_final.hook_in"
+        stream: the true stream that enters the earlier hook's block, where it is known
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class Segment:
     def run(self, replacement: Float[Tensor, "n d"], last: int | None = None) -> Float[Tensor, "1 last ..."]:
         """The later activation at the last positions of a prompt that ends where the replacement ends.
 
-        :param replacement: the earlier activation from position `first` on, heads side by side
-        :param last: how many positions are wanted; all if None
+        Args:
+            replacement: the earlier activation from position `first` on, heads side by side
+            last: how many positions are wanted; all if None
         """
         self._replacement, self._length = replacement, self.first + len(replacement)
         self._last = last or self._length

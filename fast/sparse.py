@@ -15,8 +15,11 @@ FOLDED = {"none", "expected_average_only_in"}  # what SAELens does not compute a
 
 
 def require_piecewise_linear(sae: SAE[Any]) -> None:
-    """:raises ValueError: this dictionary's active latents are no linear function of what it describes, or its output
-    none of them
+    """Refuse a dictionary that the fast forms do not fit.
+
+    Raises:
+        ValueError: this dictionary's active latents are no linear function of what it describes, or its
+            output none of them
     """
     if sae.cfg.architecture() not in PIECEWISE_LINEAR or sae.cfg.normalize_activations not in FOLDED:
         raise ValueError(

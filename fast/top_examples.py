@@ -36,9 +36,12 @@ def top_examples(
     than the dictionary's input; only the wanted latents are encoded. Places exclude each other within a row only, so
     the best of all rows are the best of the batches' best.
 
-    :param buffer: places have so many columns of their row on either side
-    :param start: columns before this one do not count
-    :return: where a latent has fewer than `k` active places, the activations end in zeros, and the places mean nothing
+    Args:
+        buffer: places have so many columns of their row on either side
+        start: columns before this one do not count
+
+    Returns:
+        where a latent has fewer than `k` active places, the activations end in zeros, and the places mean nothing
     """
     acts = torch.zeros(len(latents), k)
     places = torch.zeros(len(latents), k, 2, dtype=torch.int64)

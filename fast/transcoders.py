@@ -23,7 +23,8 @@ def active_influences(
     The influence is the earlier activation times the product of its decoder row with the later latent's encoder column.
     Of each position, only the rows and columns of active latents meet: some 60 by 60 of the 3072 by 3072 products.
 
-    :return: influences, and for each its position, earlier latent and later latent, in this order
+    Returns:
+        influences, and for each its position, earlier latent and later latent, in this order
     """
     values, where = [], []
     columns = transcoder_to.W_enc.T.contiguous()  # a latent's column is gathered as one stretch of memory

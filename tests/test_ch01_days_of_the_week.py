@@ -399,7 +399,7 @@ def test_any_point(impl, model):
     "the model stops where the answer is known",
     points=1,
     hint="""
-        Pass `stop_at_layer`: blocks behind the hook, and the unembedding, can not change what the hook has seen. The
+        Pass `stop_at_layer`: blocks behind the hook, and the unembedding, cannot change what the hook has seen. The
         hook of block 3 needs `stop_at_layer=4`.
         """,
 )

@@ -1339,7 +1339,7 @@ def test_plan_chunks(impl):
         hint = (
             f"{got[1]} directions take {got[1] * case[2]} bytes, more than the budget: round down."
             if isinstance(got[1], int) and rounded_up
-            else f"There are only {directions} directions, so a chunk can not have {got[1]}."
+            else f"There are only {directions} directions, so a chunk cannot have {got[1]}."
             if isinstance(got[1], int) and got[1] > directions
             else "The last chunk may be smaller, but it is one: round `n_chunks` up."
             if got[1] == want[1]

@@ -46,7 +46,7 @@ LATER_LATENT_ACTS = Exercise(
     hints=(
         """
         It is the residual function of chapter 04 with two changes: what is replaced and what is read lies *inside* a
-        block. So the later z can not be what the stopped model returns: a second hook has to pick it up.
+        block. So the later z cannot be what the stopped model returns: a second hook has to pick it up.
         """,
         """
         Two hooks in one `run_with_hooks`: one at `sae_from.cfg.metadata.hook_name` returns the reconstruction, with the
@@ -556,7 +556,7 @@ def demand_errors(call, model):
     expect.raises(
         lambda: call(PROMPT, sae_to, sae_from),
         "ValueError",
-        why="`sae_from` was the later dictionary: it can not influence an earlier one",
+        why="`sae_from` was the later dictionary: it cannot influence an earlier one",
     )
     expect.raises(
         lambda: call(PROMPT, sae_from, sae_from),
@@ -835,7 +835,7 @@ def test_induction_random(impl):
     "none is an answer; a wrong shape is not",
     points=1,
     hint="""
-        If no latent qualifies, return an empty tensor of whole numbers. If the shape can not be special token plus two
+        If no latent qualifies, return an empty tensor of whole numbers. If the shape cannot be special token plus two
         halves, raise a ValueError.
         """,
 )

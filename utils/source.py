@@ -68,18 +68,18 @@ class _Statement:
 
 def definitions(source: str) -> dict[str, int]:
     """Names of the top-level functions and classes, and aliases of them -> line of the last definition, in order."""
-    found: dict[str, int] = {}
+    lines: dict[str, int] = {}
     for statement in _statements(source):
         if statement.is_definition or isinstance(statement.node, ast.If | ast.Try):
             names = statement.sets
-        elif isinstance(statement.node, ast.Assign) and getattr(statement.node.value, "id", None) in found:
+        elif isinstance(statement.node, ast.Assign) and getattr(statement.node.value, "id", None) in lines:
             names = statement.sets  # `pca = pca_by_eigh`
         else:
             continue
         for name in names:
-            found.pop(name, None)
-            found[name] = statement.node.lineno
-    return found
+            lines.pop(name, None)
+            lines[name] = statement.node.lineno
+    return lines
 
 
 def extract(source: str, name: str, constants_only: bool = False, known: Collection[str] = ()) -> Extract:
@@ -323,14 +323,14 @@ def _is_for_readers(node: ast.stmt) -> bool:
 def _completed_names(node: ast.stmt) -> set[str]:
     """Names whose attributes or items the statement sets."""
     targets = node.targets if isinstance(node, ast.Assign) else []
-    found = set()
+    names = set()
     for target in targets:
         root = target
         while isinstance(root, ast.Attribute | ast.Subscript):
             root = root.value
         if root is not target and isinstance(root, ast.Name):
-            found.add(root.id)
-    return found
+            names.add(root.id)
+    return names
 
 
 def _is_constant_statement(node: ast.stmt) -> bool:

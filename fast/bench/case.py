@@ -41,10 +41,11 @@ Answer: TypeAlias = "Tensor | tuple[Tensor, ...]"
 class Goal:
     """What is wanted at the largest size: the plain formulation's figure over the fast form's.
 
-    :param speed: of time
-    :param memory: of peak extra memory
-    :param share: the least time that the problem's `flops` could take at this machine's matrix-product speed, over the
-        time that the fast form takes
+    Attributes:
+        speed: of time
+        memory: of peak extra memory
+        share: the least time that the problem's `flops` could take at this machine's matrix-product speed, over the
+            time that the fast form takes
     """
 
     speed: float | None = None
@@ -56,11 +57,12 @@ class Goal:
 class Problem:
     """One quantity at one size.
 
-    :param fast: computes it with the fast form
-    :param plain: computes it plainly
-    :param flops: floating-point operations of the matrix products that bound the fast form, if a bound is known
-    :param note: what the reader of the table has to know about this problem, such as that the plain formulation runs
-        in chunks because it would not fit
+    Attributes:
+        fast: computes it with the fast form
+        plain: computes it plainly
+        flops: floating-point operations of the matrix products that bound the fast form, if a bound is known
+        note: what the reader of the table has to know about this problem, such as that the plain formulation runs
+            in chunks because it would not fit
     """
 
     fast: Callable[[], Answer]
@@ -73,11 +75,12 @@ class Problem:
 class Case:
     """A quantity and the sizes at which it is benchmarked.
 
-    :param name: what is computed, between what, in the words of the table's first column
-    :param size_name: what the sizes count, such as "tokens"
-    :param sizes: growing; the goal is held at the last. `--quick` runs the first only
-    :param make: the problem of a size
-    :param goal: what is wanted at the last size
+    Attributes:
+        name: what is computed, between what, in the words of the table's first column
+        size_name: what the sizes count, such as "tokens"
+        sizes: growing; the goal is held at the last. `--quick` runs the first only
+        make: the problem of a size
+        goal: what is wanted at the last size
     """
 
     name: str

@@ -42,8 +42,9 @@ LONG_ROUND = 20.0  # seconds, after which one round has to do
 class Measurement:
     """A case at one size. Times in seconds, memory in bytes.
 
-    :param difference: largest difference between the answers over the largest entry of the plain one
-    :param share: of the time that the bound's matrix products take at this machine's speed, in the fast form's
+    Attributes:
+        difference: largest difference between the answers over the largest entry of the plain one
+        share: of the time that the bound's matrix products take at this machine's speed, in the fast form's
     """
 
     case: str

@@ -11,7 +11,7 @@ from utils.models.loading import load
 
 
 def tag_of(item: Any) -> dict | None:
-    """What stands for `item` in a message, or None if it can not cross."""
+    """What stands for `item` in a message, or None if it cannot cross."""
     name = name_of(item)
     if name:
         return {"course": name}

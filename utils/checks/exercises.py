@@ -59,9 +59,9 @@ class Exercise:
 
     def check(self, title: str, *, hint: str, points: int = 1, seconds: float = 30) -> Callable:
         """Decorator: make a test function a graded check of this exercise."""
-        made = Check(self.name, title, points, flowing(hint), seconds)
-        self.checks.append(made)
-        return pytest.mark.graded(made)
+        graded = Check(self.name, title, points, flowing(hint), seconds)
+        self.checks.append(graded)
+        return pytest.mark.graded(graded)
 
     @property
     def points(self) -> int:

@@ -209,7 +209,7 @@ def to_reference(value: Any) -> Any:
 
 
 def protected(tree: Any) -> Any:
-    """Arguments for the student's code: tensors are copies, so that it can not change the checker's."""
+    """Arguments for the student's code: tensors are copies, so that it cannot change the checker's."""
     if isinstance(tree, torch.Tensor):
         return tree.clone()
     if isinstance(tree, Handle):
@@ -222,7 +222,7 @@ def protected(tree: Any) -> Any:
 
 
 def get_attribute(owner: Any, attribute: str) -> Any:
-    """An attribute of the student's object; that it lacks one is told from errors inside a property."""
+    """An attribute of the student's object; that it lacks one is distinguished from errors inside a property."""
     with student_code():
         try:
             return getattr(owner, attribute)

@@ -127,8 +127,8 @@ class Row:
 
 def failures(rows: Sequence[Row]) -> list[Row]:
     """The failed rows, each exercise's message once: an unwritten stub fails every check for one reason."""
-    seen: dict[tuple[str, str], Row] = {}
+    distinct: dict[tuple[str, str], Row] = {}
     for row in rows:
         if not row.passed:
-            seen.setdefault((row.exercise, row.message), row)
-    return list(seen.values())
+            distinct.setdefault((row.exercise, row.message), row)
+    return list(distinct.values())

@@ -20,12 +20,12 @@ class Variant:
 
 def right(exercise: str) -> Callable:
     """Mark a differently written right solution of `exercise`."""
-    return lambda made: Variant(exercise, made.__name__, made)
+    return lambda answer: Variant(exercise, answer.__name__, answer)
 
 
 def wrong(exercise: str, *, mistake: str, hint: str) -> Callable:
     """Mark a plausible wrong solution; a failing check's message or hint must contain `hint` (in any case)."""
-    return lambda made: Variant(exercise, made.__name__, made, mistake, hint)
+    return lambda answer: Variant(exercise, answer.__name__, answer, mistake, hint)
 
 
 def variants_of(module: ModuleType) -> list[Variant]:

@@ -34,8 +34,9 @@ Ranked = tuple[tuple[str, float], ...]  # tokens with a value each, the most ext
 class Example:
     """A stretch of public text.
 
-    :param strongest: which of the tokens activates the latent most
-    :param document: name of the document that it is from
+    Attributes:
+        strongest: which of the tokens activates the latent most
+        document: name of the document that it is from
     """
 
     tokens: tuple[str, ...]
@@ -48,8 +49,9 @@ class Example:
 class Firing:
     """How often and how strongly a latent is active in the public corpus.
 
-    :param counts: active tokens by activation, between neighbouring `edges`
-    :param n_tokens: how many tokens were looked at
+    Attributes:
+        counts: active tokens by activation, between neighbouring `edges`
+        n_tokens: how many tokens were looked at
     """
 
     counts: tuple[int, ...]
@@ -70,13 +72,14 @@ class Firing:
 class Latent:
     """The facts on a dashboard.
 
-    :param about: what the dictionary describes, in words
-    :param firing, examples: None and empty where there is no index, as for a hub profile
-    :param promoted, suppressed: tokens whose logits the decoder row raises and lowers most; the values are the logits
-        of a final stream that points along the row, less their mean over the vocabulary
-    :param read, ignored: for a transcoder, the tokens whose embeddings the encoder column answers to most and least
-    :param nearest: the latents of the same dictionary with the most similar decoder rows, and the cosines
-    :param neuronpedia: address of Neuronpedia's page, for hub profiles
+    Attributes:
+        about: what the dictionary describes, in words
+        firing, examples: None and empty where there is no index, as for a hub profile
+        promoted, suppressed: tokens whose logits the decoder row raises and lowers most; the values are the logits
+            of a final stream that points along the row, minus their mean over the vocabulary
+        read, ignored: for a transcoder, the tokens whose embeddings the encoder column answers to most and least
+        nearest: the latents of the same dictionary with the most similar decoder rows, and the cosines
+        neuronpedia: address of Neuronpedia's page, for hub profiles
     """
 
     dictionary: str

@@ -31,13 +31,14 @@ INDEX = ASSETS / "top_examples"
 class Index:
     """What was counted over the public corpus, for all latents of one dictionary.
 
-    :param places: where each latent is most active, in falling order and at most once a passage; -1 where it is nowhere
-    :param strengths: its activations there
-    :param counts: how many tokens activate it to between two neighbouring edges; what lies beyond counts in the outer
-        bins
-    :param edges: of the bins, half an octave each
-    :param document_starts: place of each document's first token, and the end
-    :param n_tokens: how many tokens were looked at; first positions and special tokens are not among them
+    Attributes:
+        places: where each latent is most active, in falling order and at most once a passage; -1 where it is nowhere
+        strengths: its activations there
+        counts: how many tokens activate it to between two neighbouring edges; what lies beyond counts in the outer
+            bins
+        edges: of the bins, half an octave each
+        document_starts: place of each document's first token, and the end
+        n_tokens: how many tokens were looked at; first positions and special tokens are not among them
     """
 
     places: Int[Tensor, "d_sae k"]
@@ -68,7 +69,8 @@ def save_index(index: Index, path: Path, made_from: dict[str, str]) -> None:
 def read_index(name: str) -> Index:
     """The index of a bundled dictionary.
 
-    :raises CourseError: the file is missing, damaged, or was made from another corpus or other weights than are here
+    Raises:
+        CourseError: the file is missing, damaged, or was made from another corpus or other weights than are here
     """
     from safetensors import SafetensorError, safe_open
 

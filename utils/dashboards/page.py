@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 def dashboard(dictionary: str | SAE[Any], latent: SupportsIndex, profile: str = "smollm2") -> None:
     """Show what is known about a latent: top examples, histogram, logit lens, nearest latents.
 
-    :param dictionary: a name, such as "resid_pre.15", or a dictionary that was loaded by its name
-    :param latent: its number, from 0
-    :param profile: as for `load`; for hub profiles, Neuronpedia's page is shown in place of examples
-    :raises CourseError: unknown dictionary, latent out of range, or a file of the course missing or damaged
+    Args:
+        dictionary: a name, such as "resid_pre.15", or a dictionary that was loaded by its name
+        latent: its number, from 0
+        profile: as for `load`; for hub profiles, Neuronpedia's page is shown in place of examples
+
+    Raises:
+        CourseError: unknown dictionary, latent out of range, or a file of the course missing or damaged
     """
     show_latent(facts(load(profile), dictionary, latent))

@@ -52,7 +52,8 @@ def public_tokens(model: SAETransformerBridge, n_rows: int, length: int = PASSAG
 
     Always the same rows, the documents in the corpus's (random) order, without padding.
 
-    :raises ValueError: there are not so many documents that are long enough
+    Raises:
+        ValueError: there are not so many documents that are long enough
     """
     import torch
 

@@ -50,7 +50,8 @@ def show_top_deembeddings_extended(
 ) -> pd.DataFrame:
     """The same for the extended embedding, by your `create_extended_embedding`.
 
-    :param extended: the extended embedding, where you have it already: making it takes seconds
+    Args:
+        extended: the extended embedding, where you have it already: making it takes seconds
     """
     extended = mine.create_extended_embedding(model) if extended is None else extended
     values, token_ids = (extended @ sae.W_enc[:, latent_idx]).topk(k)

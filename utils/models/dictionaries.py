@@ -78,14 +78,14 @@ def bundled_names() -> list[str]:
 
 def dictionary_faults(name: str) -> list[str]:
     """What is wrong with the files of a bundled dictionary; nothing, if the list is empty."""
-    found = []
+    faults = []
     for file, wanted in _manifest()[name]["sha256"].items():
         path = DICTIONARIES / name / file
         if not path.exists():
-            found.append(f"{shown(path)} is missing")
+            faults.append(f"{shown(path)} is missing")
         elif sha256(path) != wanted:
-            found.append(f"{shown(path)} is damaged (it has a wrong checksum)")
-    return found
+            faults.append(f"{shown(path)} is damaged (it has a wrong checksum)")
+    return faults
 
 
 def _bundled_dictionary(name: str) -> SAE[Any]:

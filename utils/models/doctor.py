@@ -31,8 +31,9 @@ REINSTALL = "run `make lab` (or `pip install -r requirements.txt -c requirements
 class Finding:
     """One thing that was looked at.
 
-    :param state: "ok", "note" (worth knowing) or "TROUBLE" (the default profile cannot run)
-    :param advice: what to do, if there is something to be done
+    Attributes:
+        state: "ok", "note" (worth knowing) or "TROUBLE" (the default profile cannot run)
+        advice: what to do, if there is something to be done
     """
 
     topic: str
@@ -78,7 +79,8 @@ def examine() -> Iterable[Finding]:
 def verify_environment(profile: str = "smollm2") -> None:
     """Look over, in about a second and before anything heavy loads, what the profile needs; print a line for each.
 
-    :raises CourseError: something stands in the way; the message says what, and what to do
+    Raises:
+        CourseError: something stands in the way; the message says what, and what to do
     """
     if profile not in PROFILES:
         raise CourseError(f"There is no profile {profile!r}. There are: {', '.join(PROFILES)}.")
@@ -245,7 +247,7 @@ def hub_profiles() -> list[Finding]:
     """What would happen with the profiles from the hub; never a trouble, since the course does not need them."""
     trouble = hub_trouble()
     findings = [hub_profile(profile, trouble) for profile in PROFILES.values() if profile.on_hub]
-    return [replace(found, state=found.state.replace("TROUBLE", "note")) for found in findings]
+    return [replace(finding, state=finding.state.replace("TROUBLE", "note")) for finding in findings]
 
 
 def hub_profile(profile: Profile, trouble: str | None) -> Finding:

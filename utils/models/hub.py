@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can give what a profile needs, and what to do where it can not."""
+"""Whether the Hugging Face hub can give what a profile needs, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from utils.models.profiles import Profile
 def check_hub(profile: Profile) -> None:
     """Find out, before anything heavy starts, whether the hub can give what the profile needs.
 
-    :raises CourseError: no token for a gated model, or no answer from the hub, and no copy in the hub's cache
+    Raises:
+        CourseError: no token for a gated model, or no answer from the hub, and no copy in the hub's cache
     """
     from huggingface_hub import get_token, try_to_load_from_cache
 
@@ -68,10 +69,10 @@ def explained(profile: Profile) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    passed: set[int] = set()
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    while link is not None and id(link) not in passed:
+        passed.add(id(link))
         yield link
         link = link.__cause__ or link.__context__
 

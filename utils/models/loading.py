@@ -43,8 +43,11 @@ _loading = threading.Lock()
 def load(profile: str = "smollm2") -> Loaded:
     """The profile's model, tokenizer and dictionaries. Asked again, the same process gets the same object at once.
 
-    :param profile: "smollm2" (runs anywhere), "gpt2" or "gemma2" (from the Hugging Face hub)
-    :raises CourseError: an unknown profile, or something on this machine that stands in the way
+    Args:
+        profile: "smollm2" (runs anywhere), "gpt2" or "gemma2" (from the Hugging Face hub)
+
+    Raises:
+        CourseError: an unknown profile, or something on this machine that stands in the way
     """
     if profile not in PROFILES:
         raise CourseError(f"There is no profile {profile!r}. There are: {', '.join(PROFILES)}.")
@@ -94,7 +97,8 @@ def _boot(profile: Profile, source: str, device: str) -> SAETransformerBridge:
 def device_for(profile: Profile) -> str:
     """Where the profile's model runs: the GPU if it wants one and there is a large enough one, else the CPU.
 
-    :raises CourseError: neither has the memory
+    Raises:
+        CourseError: neither has the memory
     """
     import psutil
 

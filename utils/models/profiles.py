@@ -13,8 +13,9 @@ from utils.errors import CourseError
 class HubRelease:
     """Dictionaries published on the hub, one a layer.
 
-    :param release: SAELens's name of the release, or the repository that holds it
-    :param sae_id: the dictionary's name there, with `{layer}` in it
+    Attributes:
+        release: SAELens's name of the release, or the repository that holds it
+        sae_id: the dictionary's name there, with `{layer}` in it
     """
 
     release: str
@@ -26,16 +27,17 @@ class HubRelease:
 class Profile:
     """A model, how it is prepared, and the dictionaries that belong to it.
 
-    :param model_id: the model's official name
-    :param processed: whether LayerNorm is folded and writing weights and unembedding are centred, as they were when the
-        profile's dictionaries were trained
-    :param sink_in_training: whether the dictionaries were trained on the attention-sink position too. Where they were
-        not, the stream passes through untouched there, and its latents do not count as active.
-    :param layers: topic -> the layers that the chapters look at
-    :param needs: what the profile needs, in words
-    :param memory_gb: memory that has to be free, on the device where the model runs
-    :param gated: whether the hub wants a token of somebody who has accepted the model's licence
-    :param releases: kind of dictionary -> where the hub has them; the default profile's are bundled with the course
+    Attributes:
+        model_id: the model's official name
+        processed: whether LayerNorm is folded and writing weights and unembedding are centred, as they were when the
+            profile's dictionaries were trained
+        sink_in_training: whether the dictionaries were trained on the attention-sink position too. Where they were
+            not, the stream passes through untouched there, and its latents do not count as active.
+        layers: topic -> the layers that the chapters look at
+        needs: what the profile needs, in words
+        memory_gb: memory that has to be free, on the device where the model runs
+        gated: whether the hub wants a token of somebody who has accepted the model's licence
+        releases: kind of dictionary -> where the hub has them; the default profile's are bundled with the course
     """
 
     name: str
@@ -122,7 +124,8 @@ def first_position(model: Any) -> int:
     1 where the profile's dictionaries were not trained on the attention-sink position: there the stream passes through
     untouched, and its latents do not count as active. Else 0.
 
-    :raises CourseError: the model is of no profile
+    Raises:
+        CourseError: the model is of no profile
     """
     for profile in PROFILES.values():
         if profile.model_id == model.cfg.model_name:

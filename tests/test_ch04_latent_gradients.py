@@ -677,6 +677,14 @@ def test_gradients_causal(impl, model):
         returned=f"at most {size[same].max().item():.3g} within, {size[reachable & ~same].max().item():.3g} across",
         why="MLPs and the stream act within a token, attention across",
     )
+    alone = expect.unpack(impl.latent_to_latent_gradients(tokens[1:], sae_from, sae_to, model), FOUR)[0]
+    expect.close(
+        grads[after[:, 0] == 1][:, before[:, 0] == 1],
+        expect.tensor(alone, name="grads").detach(),
+        name="the second prompt's block of `grads`",
+        norm="largest",
+        why="your function gives this for the second prompt alone",
+    )
 
 
 @LATENT_TO_LATENT_GRADIENTS.check(
@@ -1188,8 +1196,9 @@ def test_predicted(impl, model):
         """,
 )
 def test_actual(impl, model):
-    sae = stand_in(27, d_sae=16, k=12)
-    tokens, dense, values, indices, _, token_id = ablation_case(model, sae)
+    sae = stand_in(27, d_sae=32, k=8)  # where one latent goes, others could take its place among the k largest
+    tokens, dense, values, indices, _, _ = ablation_case(model, sae)
+    token_id = int(stream(model, tokens, None)[0, -1].topk(2).indices[1])  # not the model's own answer
     _, actual = expect.unpack(impl.gradient_vs_ablation(tokens, sae, model, token_id), TWO)
     actual = expect.shape(
         actual, (len(values),), name="`actual`", dims=("nnz",), why="a number for each active latent"

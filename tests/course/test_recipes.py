@@ -1,5 +1,6 @@
 """The recipes' machinery on small random data: the real dictionaries are judged by `python -m recipes.metrics`."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,12 +161,11 @@ def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.M
     rows = np.random.default_rng(0).integers(2, 50, (6, 12)).astype(np.uint16)
     monkeypatch.setattr(harvest, "load_model", lambda _dtype: tiny)
     monkeypatch.setattr(harvest, "shard_rows", lambda _split: [rows[:3], rows[3:]])
-    monkeypatch.setattr(harvest, "SHARD_TOKENS", 36)
     streams = ["resid_pre.1", "z.1", "mlp_in.0", "mlp_out.0", "resid_pre.2"]
-    harvest.harvest("train", 72, streams[:3])
+    harvest.harvest("train", [0, 1], streams[:3])
     first = harvest.stream_path("train", 0, "z.1").read_bytes()
     harvest.stream_path("train", 1, "z.1").unlink()
-    harvest.harvest("train", 72, streams)
+    harvest.harvest("train", [0, 1], streams)
     assert harvest.shards_with("train", *streams) == [0, 1]
     assert harvest.stream_path("train", 0, "z.1").read_bytes() == first
     with torch.inference_mode():
@@ -178,8 +178,8 @@ def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.M
 def test_temporal_training_resumes_and_opens_in_saelens(cache: Path) -> None:
     from sae_lens import SAE
 
-    from recipes.export import write_dictionary
-    from recipes.temporal import config_and_weights, train_temporal
+    from recipes.export import config_and_weights, write_dictionary
+    from recipes.temporal import train_temporal
 
     store("train", 0, resid_pre__15=planted(16, 63))
     one = replace(recipe("temporal.15"), d_sae=256, k=8, tokens=4 * 1008)
@@ -217,3 +217,97 @@ def test_unknown_names_list_the_known_ones() -> None:
         recipe("transcoder.9")
     assert all(isinstance(one, Recipe) for one in RECIPES.values())
     assert Dictionary.__doc__
+
+
+def test_a_training_in_rounds_is_the_training_on_each_part_in_turn(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes import rounds
+
+    one = replace(SMALL, name="transcoder.3", kind="transcoder", layer=3, tokens=16 * BATCH)
+    parts = [planted(264, 63, seed=number) for number in range(harvest.ROUNDS)]
+    monkeypatch.setitem(RECIPES, one.name, one)
+    monkeypatch.setattr(harvest, "shard_rows", lambda _split: [None] * harvest.ROUNDS)
+
+    def run(*command: str) -> None:
+        number = int(command[command.index("--round") + 1])
+        if command[0] == "recipes.harvest":
+            store("train", number, mlp_in__3=parts[number], mlp_out__3=parts[number])
+        elif number == 5 and not (cache / "killed").exists():
+            (cache / "killed").touch()
+            raise KeyboardInterrupt
+        else:
+            train(recipe(command[1]), part=number)
+
+    monkeypatch.setattr(rounds, "run", run)
+    monkeypatch.setattr(rounds, "run_all", lambda commands, _at_once: [run(*command) for command in commands])
+    with pytest.raises(KeyboardInterrupt):
+        rounds.train_in_rounds([one.name], 1)
+    assert [rounds.steps_done(one.name), len(harvest.shards_with("train", "mlp_in.3"))] == [10, 1]
+    shutil.rmtree(harvest.shard_dir("train", 5))  # harvested again; the other parts are not
+    rounds.train_in_rounds([one.name], 1)
+    assert [rounds.steps_done(one.name), len(harvest.shards_with("train", "mlp_in.3"))] == [16, 0]
+
+
+def test_signed_neurons_read_and_write_what_a_neuron_does() -> None:
+    from recipes.model import load_model
+    from recipes.neurons import shares_near_neurons, signed_neurons
+
+    mlp = load_model().model.layers[3].mlp
+    reads, writes = signed_neurons(3)
+    neurons = mlp.gate_proj.out_features
+    assert reads.shape == writes.shape == (2 * neurons, 576)
+    x = torch.randn(2000, 576, generator=torch.Generator().manual_seed(0)) * 3
+    with torch.no_grad():
+        neuron = torch.nn.functional.silu(x @ mlp.gate_proj.weight[7]) * (x @ mlp.up_proj.weight[7])
+    raising, lowering = (neuron * (x @ reads[at]).relu() for at in (7, 7 + neurons))
+    assert raising.mean() > 3 * raising.std() / 2000**0.5
+    assert lowering.mean() < -3 * lowering.std() / 2000**0.5
+    torch.testing.assert_close(torch.nn.functional.normalize(mlp.down_proj.weight[:, 7], dim=0), writes[7])
+    assert shares_near_neurons(3, reads)["one_neuron"] == 1
+    assert shares_near_neurons(3, mlp.gate_proj.weight)["one_row"] == 1
+    assert shares_near_neurons(3, torch.randn(200, 576))["one_neuron"] == 0
+
+
+def test_probing_finds_the_telling_latent_on_folds_that_did_not_choose_it() -> None:
+    from recipes.report_card import probe_accuracy
+
+    generator = torch.Generator().manual_seed(0)
+    features, folds = torch.rand(120, 50, generator=generator), torch.arange(120) // 6 % 5
+    positive = torch.arange(120) % 6 == 0
+    assert abs(probe_accuracy(features, positive, folds, 5) - 0.5) < 0.15
+    features[positive, 7] += 1
+    assert probe_accuracy(features, positive, folds, 1) > 0.95
+
+
+def test_principal_directions_explain_more_of_a_gaussian_than_random_ones() -> None:
+    from recipes.report_card import Texts, controls
+
+    x = torch.randn(1, 3000, 576, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 576)
+    sample = Texts(torch.empty(0), [], torch.empty(0), {"resid_pre.15": x})
+    unexplained = {
+        name: ((control(x) - x).square().sum() / (x - x.mean(1)).square().sum()).item()
+        for name, control in controls(replace(SMALL, d_sae=700, k=64), sample).items()
+    }
+    assert unexplained["PCA"] < unexplained["random"] < 0.6
+
+
+def test_slow_codes_are_alike_at_a_distance_and_show_where_passages_join() -> None:
+    from recipes.temporal_report import boundary_auroc, lag_similarity, passage_accuracy, token_accuracy
+
+    generator = torch.Generator().manual_seed(0)
+    topics, words = torch.randn(8, 32, generator=generator), torch.randn(50, 32, generator=generator)
+    topic = torch.arange(40).reshape(8, 5).remainder(8).repeat_interleave(50, dim=1)
+    tokens = torch.randint(50, topic.shape, generator=generator)
+    slow = topics[topic] + 0.3 * torch.randn(*topic.shape, 32, generator=generator)
+    fast = words[tokens] + 0.3 * torch.randn(*topic.shape, 32, generator=generator)
+    typical = torch.ones(topic.shape, dtype=torch.bool)
+    begins = torch.zeros(topic.shape, dtype=torch.bool)
+    begins[:, 50::50] = True
+    assert lag_similarity(slow, typical, 8) > 0.5 > 0.1 > lag_similarity(fast, typical, 8)
+    assert boundary_auroc(slow, begins) > 0.95
+    assert abs(boundary_auroc(fast, begins) - 0.5) < 0.2
+    assert token_accuracy(fast, typical, tokens) > 0.95
+    one_topic_a_row = slow[:, :50]
+    assert passage_accuracy(one_topic_a_row, typical[:, :50]) > 0.95
+    assert passage_accuracy(fast[:, :50], typical[:, :50]) < 0.5

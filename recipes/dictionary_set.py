@@ -20,7 +20,7 @@ class Recipe:
     :param layer: the block whose stream, heads or MLP it describes
     :param k: active latents a token, on average over tokens
     :param tokens: tokens seen in training, repeats included
-    :param start: `random`, or for a transcoder `mlp`: the initial rows come from the MLP's own neurons
+    :param start: `random`, or for a transcoder `neurons`: the initial rows come from the MLP's own
     :param seed: of the initial weights and of the order of tokens
     :param earlier: the dictionary of a circuit pair that lies before this one: half of the training tokens are
         taken from a model that runs on the earlier one's reconstruction
@@ -81,7 +81,14 @@ _ALL = (
     Recipe("z.17", "z", 17),
     *(
         Recipe(
-            f"transcoder.{n}", "transcoder", n, d_sae=3072, k=64 if n < 3 else 96, tokens=2_000_000, learning_rate=4e-3
+            f"transcoder.{n}",
+            "transcoder",
+            n,
+            d_sae=3072,
+            k=64 if n < 3 else 96,
+            tokens=8_000_000,
+            learning_rate=4e-3,
+            start="neurons",
         )
         for n in range(9)
     ),
@@ -89,7 +96,7 @@ _ALL = (
 )
 # What pilots change; their figures stand in README.md.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "mlp": {"start": "mlp"},
+    "random": {"start": "random"},
     "wide": {"d_sae": 4096},
     "fast": {"learning_rate": 8e-3},
     "pilot": {"tokens": 2_000_000},

@@ -6,19 +6,27 @@ from torch import Tensor
 
 from recipes.model import load_model
 
+RIDGE = 1e-3  # of the mean variance of an input
+
 
 @torch.no_grad()
-def signed_neurons(layer: int) -> tuple[Tensor, Tensor]:
-    """Two latents for every neuron of an MLP, as unit encoder rows and decoder rows `[2 * neurons, 576]`.
+def fitted_neurons(layer: int, x: Tensor, input_scale: float, output_scale: float) -> tuple[Tensor, Tensor]:
+    """Two latents for every neuron of an MLP: encoder rows and unit decoder rows, `[2 * neurons, 576]` each.
 
-    A neuron writes silu(gate @ x) * (up @ x) times its output column. Where its gate is open that is about a product,
-    ((gate + up) @ x) ** 2 / 4 - ((gate - up) @ x) ** 2 / 4: so one latent reads gate + up and writes the column, the
-    other reads gate - up and writes its opposite.
+    A neuron writes silu(gate @ x) * (up @ x) times its output column, which may be positive or negative, and so one
+    latent stands for its positive part and writes the column, another for its negative part and writes the opposite.
+    Each reads what linear regression finds for the size of that part over a sample of raw inputs `[n, 576]`, in units
+    of these two scales: a mixture of the gate's and the up projection's row.
     """
     mlp = load_model().model.layers[layer].mlp
-    gate, up = F.normalize(mlp.gate_proj.weight, dim=1), F.normalize(mlp.up_proj.weight, dim=1)
+    written = F.silu(mlp.gate_proj(x)) * mlp.up_proj(x) * mlp.down_proj.weight.norm(dim=0) / output_scale
+    parts = torch.cat([written.relu(), (-written).relu()], dim=1)
+    source = (x - x.mean(0)) / input_scale
+    covariance = source.T @ source / len(x)
+    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
+    reads = torch.linalg.solve(covariance, source.T @ (parts - parts.mean(0)) / len(x)).T
     column = F.normalize(mlp.down_proj.weight.T, dim=1)
-    return F.normalize(torch.cat([gate + up, gate - up]), dim=1), torch.cat([column, -column])
+    return reads, torch.cat([column, -column])
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from recipes import sparse
 from recipes.dictionary_set import RECIPES, Recipe, recipe, work_dir
 from recipes.harvest import ROUNDS, read_stream, round_shards, shards_with
-from recipes.neurons import signed_neurons
+from recipes.neurons import fitted_neurons
 
 BATCH = 1024
 SHARDS_AT_ONCE = 4
@@ -127,15 +127,18 @@ class Batches:
 
 
 def initial_dictionary(one: Recipe, x: Tensor, y: Tensor) -> Dictionary:
-    """Random decoder rows, the encoder their transpose; means and scales from a sample of raw rows `[n, 576]`."""
+    """Random decoder rows, the encoder their transpose, or the neurons of the MLP as far as there are latents for them;
+    means and scales from a sample of raw rows `[n, 576]`."""
     generator = torch.Generator().manual_seed(one.seed)
     decoder = F.normalize(torch.randn(one.d_sae, y.shape[1], generator=generator), dim=1)
     encoder = decoder.clone() if one.target == one.source else torch.randn(one.d_sae, x.shape[1], generator=generator)
     encoder = F.normalize(encoder, dim=1)
     input_mean, output_mean = x.float().mean(0), y.float().mean(0)
-    if one.start == "mlp":
-        reads, writes = signed_neurons(one.layer)
-        encoder[: len(reads)], decoder[: len(writes)] = reads[: one.d_sae], writes[: one.d_sae]
+    input_scale, output_scale = _typical_rms(x.float() - input_mean), _typical_rms(y.float() - output_mean)
+    if one.start == "neurons":
+        reads, writes = fitted_neurons(one.layer, x.float(), input_scale, output_scale)
+        encoder *= reads.norm(dim=1).median()  # what remains random should fire about as often
+        encoder[: len(reads)], decoder[: len(writes)] = reads, writes
     built = Dictionary(
         encoder=encoder,
         decoder=decoder,
@@ -143,8 +146,8 @@ def initial_dictionary(one: Recipe, x: Tensor, y: Tensor) -> Dictionary:
         decoder_bias=torch.zeros(y.shape[1]),
         input_mean=input_mean,
         output_mean=output_mean,
-        input_scale=_typical_rms(x.float() - input_mean),
-        output_scale=_typical_rms(y.float() - output_mean),
+        input_scale=input_scale,
+        output_scale=output_scale,
         threshold=0.0,
         k=one.k if one.is_topk else None,
     )

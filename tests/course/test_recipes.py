@@ -135,7 +135,7 @@ def test_export_opens_in_saelens_with_the_same_reconstruction(cache: Path) -> No
     from recipes.export import folded, sae_config, write_dictionary
 
     for name in ("resid_pre.15", "z.16", "transcoder.3"):
-        one = replace(recipe(name), d_sae=128)
+        one = replace(recipe(name), d_sae=128, start="random")
         x, y = planted(1, 2048)[0], planted(1, 2048, seed=5)[0]
         trained = initial_dictionary(one, x, y)
         write_dictionary(cache / name, sae_config(one), folded(trained))
@@ -249,24 +249,34 @@ def test_a_training_in_rounds_is_the_training_on_each_part_in_turn(
     assert [rounds.steps_done(one.name), len(harvest.shards_with("train", "mlp_in.3"))] == [16, 0]
 
 
-def test_signed_neurons_read_and_write_what_a_neuron_does() -> None:
+def test_fitted_neurons_read_and_write_what_a_neuron_does() -> None:
     from recipes.model import load_model
-    from recipes.neurons import shares_near_neurons, signed_neurons
+    from recipes.neurons import fitted_neurons
 
     mlp = load_model().model.layers[3].mlp
-    reads, writes = signed_neurons(3)
     neurons = mlp.gate_proj.out_features
+    x = torch.randn(4000, 576, generator=torch.Generator().manual_seed(0)) * 3
+    reads, writes = fitted_neurons(3, x, 3.0, 1.0)
     assert reads.shape == writes.shape == (2 * neurons, 576)
-    x = torch.randn(2000, 576, generator=torch.Generator().manual_seed(0)) * 3
     with torch.no_grad():
         neuron = torch.nn.functional.silu(x @ mlp.gate_proj.weight[7]) * (x @ mlp.up_proj.weight[7])
-    raising, lowering = (neuron * (x @ reads[at]).relu() for at in (7, 7 + neurons))
-    assert raising.mean() > 3 * raising.std() / 2000**0.5
-    assert lowering.mean() < -3 * lowering.std() / 2000**0.5
+    raising, lowering = (torch.corrcoef(torch.stack([neuron, x @ reads[at]]))[0, 1] for at in (7, 7 + neurons))
+    assert raising > 0.2
+    assert lowering < -0.2
     torch.testing.assert_close(torch.nn.functional.normalize(mlp.down_proj.weight[:, 7], dim=0), writes[7])
-    assert shares_near_neurons(3, reads)["one_neuron"] == 1
-    assert shares_near_neurons(3, mlp.gate_proj.weight)["one_row"] == 1
-    assert shares_near_neurons(3, torch.randn(200, 576))["one_neuron"] == 0
+    torch.testing.assert_close(writes[7 + neurons], -writes[7])
+
+
+def test_rows_near_neurons_are_counted() -> None:
+    from recipes.model import load_model
+    from recipes.neurons import shares_near_neurons
+
+    mlp = load_model().model.layers[3].mlp
+    gate, up = (torch.nn.functional.normalize(part.weight, dim=1) for part in (mlp.gate_proj, mlp.up_proj))
+    random = torch.randn(1536, 576, generator=torch.Generator().manual_seed(0))
+    assert shares_near_neurons(3, gate) == {"one_row": 1, "one_neuron": 1}
+    assert shares_near_neurons(3, gate + up)["one_neuron"] == 1
+    assert shares_near_neurons(3, torch.cat([up, random])) == {"one_row": 0.5, "one_neuron": 0.5}
 
 
 def test_probing_finds_the_telling_latent_on_folds_that_did_not_choose_it() -> None:

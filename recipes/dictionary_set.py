@@ -98,7 +98,6 @@ _ALL = (
 VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"start": "random"},
     "wide": {"d_sae": 4096},
-    "fast": {"learning_rate": 8e-3},
     "pilot": {"tokens": 2_000_000},
     "k16": {"k": 16},
     "k24": {"k": 24},

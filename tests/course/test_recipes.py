@@ -146,6 +146,22 @@ def test_export_opens_in_saelens_with_the_same_reconstruction(cache: Path) -> No
         assert difference < 0.04
 
 
+def test_more_text_leaves_the_rows_of_the_first_block_as_they_are(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(2, 50, size).astype(np.uint16) for size in (700, 600, 900, 400)]
+    monkeypatch.setattr(harvest, "BLOCK_TOKENS", 1500)
+    (harvest.corpus_dir()).mkdir(parents=True)
+    (harvest.corpus_dir() / "manifest.json").write_text("{}")
+    monkeypatch.setattr(harvest, "_tokenised", lambda split: iter(documents[:2] if split == "held_out" else documents))
+    (first,), blocks = harvest.token_rows("held_out"), harvest.token_rows("train")
+    assert len(blocks) == 2
+    for length in harvest.ROW_LENGTHS:
+        assert np.array_equal(first[length], blocks[0][length])
+        assert (blocks[1][length][:, 0] == harvest.FIRST_TOKEN).all()
+    kept = sum(rows[:, 1:].size for block in blocks for rows in block.values())
+    assert 2600 - 4 * 62 <= kept <= 2600  # of each document at most 62 tokens are left over
+
+
 def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -205,11 +221,14 @@ def test_rule_scores_a_token_latent_high_and_noise_at_chance() -> None:
     assert 0.3 < noise_score < 0.7
 
 
-def test_a_name_may_ask_for_another_seed() -> None:
+def test_a_name_may_ask_for_a_variant_and_another_seed() -> None:
     another = recipe("transcoder.8-seed3")
     assert another == replace(recipe("transcoder.8"), name="transcoder.8-seed3", seed=3)
+    assert recipe("transcoder.8-wide-seed3") == replace(another, name="transcoder.8-wide-seed3", d_sae=4096)
     with pytest.raises(KeyError, match=r"transcoder\.9-seed3"):
         recipe("transcoder.9-seed3")
+    with pytest.raises(KeyError, match=r"wider.*wide"):
+        recipe("transcoder.8-wider")
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -1,7 +1,9 @@
 """The set of dictionaries that the course ships: what each one reads and writes, and how it is trained."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from utils.paths import cache_dir
 
@@ -18,6 +20,7 @@ class Recipe:
     :param layer: the block whose stream, heads or MLP it describes
     :param k: active latents a token, on average over tokens
     :param tokens: tokens seen in training, repeats included
+    :param start: `random`, or for a transcoder `neurons`: the initial rows come from the MLP's own
     :param seed: of the initial weights and of the order of tokens
     :param earlier: the dictionary of a circuit pair that lies before this one: half of the training tokens are
         taken from a model that runs on the earlier one's reconstruction
@@ -30,6 +33,7 @@ class Recipe:
     k: int = 64
     tokens: int = 3_000_000
     learning_rate: float = 3e-3
+    start: str = "random"
     seed: int = 0
     earlier: str | None = None
 
@@ -77,22 +81,43 @@ _ALL = (
     Recipe("z.17", "z", 17),
     *(
         Recipe(
-            f"transcoder.{n}", "transcoder", n, d_sae=3072, k=64 if n < 3 else 96, tokens=2_000_000, learning_rate=4e-3
+            f"transcoder.{n}",
+            "transcoder",
+            n,
+            d_sae=3072,
+            k=64 if n < 3 else 96,
+            tokens=8_000_000,
+            learning_rate=4e-3,
+            start="neurons",
         )
         for n in range(9)
     ),
     Recipe("temporal.15", "temporal", 15, d_sae=2048, tokens=2_000_000),
 )
+# What pilots change; their figures stand in README.md.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "random": {"start": "random"},
+    "wide": {"d_sae": 4096},
+    "pilot": {"tokens": 2_000_000},
+    "k16": {"k": 16},
+    "k24": {"k": 24},
+    "k32": {"k": 32},
+}
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 PAIRS = (("resid_pre.3", "resid_pre.6"), ("z.16", "z.17"))
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a dictionary, by name; `resid_pre.3-seed1` is the one of `resid_pre.3` with another seed."""
-    known, _, seed = name.partition("-seed")
+    """The recipe of a dictionary, by name; `transcoder.3-wide-seed1` is its variant with another width and seed."""
+    known, *changes = name.split("-")
     if known not in RECIPES:
         raise KeyError(f"unknown dictionary {name!r}: the set has {', '.join(RECIPES)}")
-    return replace(RECIPES[known], name=name, seed=int(seed)) if seed else RECIPES[known]
+    one = replace(RECIPES[known], name=name)
+    for change in changes:
+        if change not in VARIANTS and not re.fullmatch(r"seed\d+", change):
+            raise KeyError(f"unknown variant {change!r} in {name!r}: use seed1, seed2, ... or {', '.join(VARIANTS)}")
+        one = replace(one, **VARIANTS.get(change) or {"seed": int(change.removeprefix("seed"))})
+    return one
 
 
 def work_dir(*parts: str) -> Path:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recipes.dictionary_set import D_MODEL, MODEL_NAME, RECIPES, Recipe, recipe, work_dir
+from recipes.temporal import TemporalTraining
 from recipes.train import BATCH, Dictionary, load_dictionary, state_path
 from utils.paths import DICTIONARIES
 
@@ -93,16 +94,18 @@ def write_dictionary(folder: Path, config: dict[str, Any], weights: dict[str, Te
     (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
+def config_and_weights(one: Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What SAELens's two files say about a trained dictionary."""
+    if one.kind != "temporal":
+        return sae_config(one), folded(load_dictionary(one.name))
+    sae = TemporalTraining.load(one, state_path(one.name)).sae
+    extra = {key: value for key, value in sae.cfg.to_dict().items() if key not in ("metadata", "device", "dtype")}
+    return sae_config(one, **extra), {name: weight.detach() for name, weight in sae.state_dict().items()}
+
+
 def export(name: str, into: Path) -> Path:
     """Write one trained dictionary under `into/<name>`."""
-    one = recipe(name)
-    if one.kind == "temporal":
-        from recipes.temporal import config_and_weights
-
-        config, weights = config_and_weights(one)
-    else:
-        config, weights = sae_config(one), folded(load_dictionary(name))
-    write_dictionary(into / name, config, weights)
+    write_dictionary(into / name, *config_and_weights(recipe(name)))
     return into / name
 
 

@@ -26,14 +26,17 @@ def run_all(commands: Sequence[tuple[str, ...]], at_once: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the whole set of dictionaries.")
-    parser.add_argument("--tokens", type=int, default=1_500_000, help="to harvest for training")
+    parser.add_argument("--tokens", type=int, default=1_500_000, help="to harvest for all but the transcoders")
     parser.add_argument("--processes", type=int, default=2, help="trainings at once, one core each")
     arguments = parser.parse_args()
+    transcoders = [name for name, one in RECIPES.items() if one.kind == "transcoder"]
+    streams = sorted({one.source for name, one in RECIPES.items() if name not in transcoders})
     later = [name for name, one in RECIPES.items() if one.earlier]
     first = [str(RECIPES[name].earlier) for name in later]
-    rest = [name for name, one in RECIPES.items() if name not in first and one.kind != "temporal"]
+    rest = [name for name, one in RECIPES.items() if name not in first and one.kind in ("resid", "z")]
     run("recipes.harvest", "--split", "held_out", "--tokens", "130000")
-    run("recipes.harvest", "--split", "train", "--tokens", str(arguments.tokens))
+    run("recipes.rounds", *transcoders, "--processes", str(arguments.processes))
+    run("recipes.harvest", "--split", "train", "--tokens", str(arguments.tokens), "--streams", *streams)
     run_all([("recipes.train", name) for name in first], arguments.processes)
     run_all([("recipes.spliced", name) for name in later], arguments.processes)
     run_all([("recipes.temporal",), *(("recipes.train", name) for name in rest)], arguments.processes)

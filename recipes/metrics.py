@@ -6,7 +6,8 @@ For every dictionary, over all positions but the first:
 - VE: share of the target's variance that is explained; `VE typical` leaves out tokens whose norm is over three
   times the median. At layers 3 and 6 these few tokens (many a " the", with the norm of the sink) carry most of the
   variance, in one direction that any dictionary finds, so that `VE` flatters there.
-- L0: active latents a token. Alive: share of latents that are active at least once.
+- L0: active latents a token. Alive: share of latents that are active at least once. Dense: share of latents that are
+  active at more than a tenth of the tokens.
 - CE rec.: the share of the cross-entropy lost by zero ablation that is kept when the reconstruction runs in the
   model instead; the sink position passes through untouched in both.
 - Rule: how well a latent's firing on unseen text is told by a rule read off its top examples. For each of 200
@@ -14,6 +15,7 @@ For every dictionary, over all positions but the first:
   token itself, the token before it, and the ten tokens before that; the summed log-ratios to the tokens' ordinary
   frequencies score the positions of the other half. The number is the median area under the ROC curve, firing
   against silent positions (0.5: no better than chance).
+- For transcoders, near neurons: the share of latents that read what one neuron of the MLP reads (`recipes.neurons`).
 
 For a pair, the model runs on the earlier dictionary's reconstruction. Agreement is the share of the later
 dictionary's activation mass, of both runs together, that lies on latents active in both at that token.
@@ -35,6 +37,7 @@ from recipes.dictionary_set import PAIRS, RECIPES, Recipe, recipe, work_dir
 from recipes.export import candidates_dir
 from recipes.harvest import read_stream, shard_dir, shards_with
 from recipes.model import load_model, replaced, run_to
+from recipes.neurons import shares_near_neurons
 from utils.paths import DICTIONARIES
 
 CE_ROWS = 32
@@ -84,13 +87,18 @@ def reconstruction(sae: SAE[Any], x: Tensor) -> Tensor:
     return sae(x.float())
 
 
+def typical_tokens(y: Tensor) -> Tensor:
+    """Which tokens of a stream `[..., 576]` are not massive: their norm is below three times the median."""
+    norms = y.float().norm(dim=-1)
+    return norms < 3 * norms.median()
+
+
 @torch.no_grad()
 def fidelity(one: Recipe, sae: SAE[Any], held_out: HeldOut) -> tuple[dict[str, Any], Tensor, Tensor]:
     """VE, L0 and alive share; and the sampled latents with their activations `[rows, length, RULE_LATENTS]`."""
     x, y = held_out.stream(one.source), held_out.stream(one.target)
     mean = y.float().mean((0, 1))
-    norms = y.float().norm(dim=-1)
-    typical = norms < 3 * norms.median()
+    typical = typical_tokens(y)
     latents = torch.randperm(one.d_sae, generator=torch.Generator().manual_seed(0))[:RULE_LATENTS]
     fired, active, error, variance, sampled = torch.zeros(one.d_sae), 0.0, [], [], []
     for at in range(0, len(x), CHUNK):
@@ -108,6 +116,7 @@ def fidelity(one: Recipe, sae: SAE[Any], held_out: HeldOut) -> tuple[dict[str, A
         "ve_typical": 1 - (errors[typical].sum() / variances[typical].sum()).item(),
         "l0": active / errors.numel(),
         "alive": (fired > 0).float().mean().item(),
+        "dense": (fired > 0.1 * errors.numel()).float().mean().item(),
         "tokens": errors.numel(),
     }
     return found, latents, torch.cat(sampled)
@@ -178,11 +187,11 @@ def rule_scores(tokens: Tensor, acts: Tensor) -> list[float]:
             share = (counts + 2 * frequency) / (counts.sum() + 2)
             ratio = (share / frequency).log()
             score += torch.stack([ratio[view[half:]] for view in group]).mean(0)
-        scores.append(_auroc(score[firing], score[~firing]))
+        scores.append(auroc(score[firing], score[~firing]))
     return scores
 
 
-def _auroc(positive: Tensor, negative: Tensor) -> float:
+def auroc(positive: Tensor, negative: Tensor) -> float:
     """The chance that a positive scores above a negative, ties counted half."""
     ordered = negative.sort().values
     below = torch.searchsorted(ordered, positive)
@@ -226,17 +235,23 @@ def judge(names: list[str]) -> None:
     """Print the metrics of these dictionaries and of the pairs among them; kept in `<cache>/recipes/metrics.json`."""
     held_out, model = HeldOut.load(), load_model()
     cache: dict[str, float] = {}
-    print(f"{'':14} {'VE':>6} {'typical':>8} {'L0':>6} {'alive':>6} {'CE':>6} {'zero':>6} {'CE rec.':>8} {'rule':>6}")
+    print(
+        f"{'':24} {'VE':>6} {'typical':>8} {'L0':>6} {'alive':>6} {'CE':>6} {'zero':>6} {'CE rec.':>8} {'rule':>6}"
+        f" {'dense':>6} {'row':>6} {'neuron':>6}"
+    )
     for name in names:
         one, sae = recipe(name), open_dictionary(name)
         found, _latents, sampled = fidelity(one, sae, held_out)
         found |= ce_recovered(one, sae, model, held_out.tokens[:CE_ROWS], cache)
+        if one.kind == "transcoder":
+            found |= shares_near_neurons(one.layer, sae.W_enc.T)
         scores = rule_scores(held_out.tokens, sampled)
         found |= {"rule_auroc": float(np.median(scores)) if scores else None, "rule_latents": len(scores)}
         _keep(lambda stored, name=name, found=found: stored.update({name: found}))
         print(
-            f"{name:14} {found['ve']:6.3f} {found['ve_typical']:8.3f} {found['l0']:6.1f} {found['alive']:6.3f}"
-            f" {found['ce']:6.3f} {found['ce_zero']:6.3f} {found['ce_recovered']:8.4f} {found['rule_auroc'] or 0:6.3f}",
+            f"{name:24} {found['ve']:6.3f} {found['ve_typical']:8.3f} {found['l0']:6.1f} {found['alive']:6.3f}"
+            f" {found['ce']:6.3f} {found['ce_zero']:6.3f} {found['ce_recovered']:8.4f} {found['rule_auroc'] or 0:6.3f}"
+            f" {found['dense']:6.3f} {found.get('one_row', 0):6.3f} {found.get('one_neuron', 0):6.3f}",
             flush=True,
         )
     for earlier, later in PAIRS:

@@ -55,9 +55,14 @@ def _line(name: str, entry: dict[str, Any]) -> list[str]:
 
 def with_report(readme: str, manifest: dict[str, Any]) -> str:
     """The README's text with the report between its two marks replaced."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{report(manifest)}\n\n{END}{after}"
+    return between_marks(readme, BEGIN, END, report(manifest))
+
+
+def between_marks(text: str, begin: str, end: str, content: str) -> str:
+    """The text with what stands between two marks replaced."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -181,20 +180,14 @@ def train_temporal(one: Recipe) -> TemporalTraining:
     return training
 
 
-def config_and_weights(one: Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `recipes.export` writes for the trained temporal dictionary."""
-    from recipes.export import sae_config
-
-    sae = TemporalTraining.load(one, state_path(one.name)).sae
-    extra = {key: value for key, value in sae.cfg.to_dict().items() if key not in ("metadata", "device", "dtype")}
-    return sae_config(one) | extra, {name: w.detach() for name, w in sae.state_dict().items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the temporal dictionary.")
+    parser.add_argument("names", nargs="*", default=["temporal.15"])
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
-    train_temporal(recipe("temporal.15"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.names:
+        train_temporal(recipe(name))
 
 
 if __name__ == "__main__":

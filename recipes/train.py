@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from recipes import sparse
 from recipes.dictionary_set import RECIPES, Recipe, recipe, work_dir
-from recipes.harvest import read_stream, shards_with
+from recipes.harvest import ROUNDS, read_stream, round_shards, shards_with
+from recipes.neurons import fitted_neurons
 
 BATCH = 1024
 SHARDS_AT_ONCE = 4
@@ -126,20 +127,27 @@ class Batches:
 
 
 def initial_dictionary(one: Recipe, x: Tensor, y: Tensor) -> Dictionary:
-    """Random decoder rows, the encoder their transpose; means and scales from a sample of raw rows `[n, 576]`."""
+    """Random decoder rows, the encoder their transpose, or the neurons of the MLP as far as there are latents for them;
+    means and scales from a sample of raw rows `[n, 576]`."""
     generator = torch.Generator().manual_seed(one.seed)
     decoder = F.normalize(torch.randn(one.d_sae, y.shape[1], generator=generator), dim=1)
     encoder = decoder.clone() if one.target == one.source else torch.randn(one.d_sae, x.shape[1], generator=generator)
+    encoder = F.normalize(encoder, dim=1)
     input_mean, output_mean = x.float().mean(0), y.float().mean(0)
+    input_scale, output_scale = _typical_rms(x.float() - input_mean), _typical_rms(y.float() - output_mean)
+    if one.start == "neurons":
+        reads, writes = fitted_neurons(one.layer, x.float(), input_scale, output_scale)
+        encoder *= reads.norm(dim=1).median()  # what remains random should fire about as often
+        encoder[: len(reads)], decoder[: len(writes)] = reads, writes
     built = Dictionary(
-        encoder=F.normalize(encoder, dim=1),
+        encoder=encoder,
         decoder=decoder,
         encoder_bias=torch.zeros(one.d_sae),
         decoder_bias=torch.zeros(y.shape[1]),
         input_mean=input_mean,
         output_mean=output_mean,
-        input_scale=_typical_rms(x.float() - input_mean),
-        output_scale=_typical_rms(y.float() - output_mean),
+        input_scale=input_scale,
+        output_scale=output_scale,
         threshold=0.0,
         k=one.k if one.is_topk else None,
     )
@@ -250,19 +258,30 @@ def load_dictionary(name: str) -> Dictionary:
     return Dictionary(**torch.load(state_path(name))["dictionary"])
 
 
-def train(one: Recipe, path: Path | None = None, shards: list[int] | None = None) -> Training:
-    """Train a dictionary, or go on with a training that was interrupted."""
+def steps_done(name: str) -> int:
+    path = state_path(name)
+    return torch.load(path)["steps"] if path.exists() else 0
+
+
+def round_end(one: Recipe, number: int) -> int:
+    """The step at which training in rounds leaves this round's text for the next."""
+    return one.tokens // BATCH * (number + 1) // ROUNDS
+
+
+def train(one: Recipe, path: Path | None = None, part: int | None = None) -> Training:
+    """Train a dictionary, or go on with a training that was interrupted; of a training in rounds only one `part`."""
     path = path or state_path(one.name)
+    shards = [] if part is None else round_shards(part)
     if path.exists():
         training = Training.load(one, path)
     else:
-        x, y = next(iter(Batches(one, batch=16_384, shards=shards or [])))
-        training = Training(one, initial_dictionary(one, x, y))
+        training = Training(one, initial_dictionary(one, *next(iter(Batches(one, batch=16_384, shards=shards)))))
+    first, last = (0, training.n_steps) if part is None else (round_end(one, part - 1), round_end(one, part))
     progress = tqdm(total=training.n_steps * BATCH, initial=training.steps * BATCH, desc=one.name, mininterval=10)
     saved = time.monotonic()
     loss = l0 = 0.0
-    for x, y in Batches(one, skip=training.steps, shards=shards or []):
-        if training.steps >= training.n_steps:
+    for x, y in Batches(one, skip=training.steps - first, shards=shards):
+        if training.steps >= last:
             break
         now_loss, now_l0 = training.step(x, y)
         loss, l0 = (0.98 * loss + 0.02 * now_loss, 0.98 * l0 + 0.02 * now_l0) if loss else (now_loss, now_l0)
@@ -280,12 +299,13 @@ def train(one: Recipe, path: Path | None = None, shards: list[int] | None = None
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train dictionaries on harvested activations.")
     parser.add_argument("names", nargs="+", help=f"`all`, or some of {', '.join(RECIPES)}")
+    parser.add_argument("--round", type=int, help="the part of a training in rounds (`recipes.rounds`)")
     parser.add_argument("--threads", type=int, default=1, help="on shared cores, processes beat threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = list(RECIPES) if arguments.names == ["all"] else arguments.names
     for one in [recipe(name) for name in names]:
-        train(one)
+        train(one, part=arguments.round)
 
 
 if __name__ == "__main__":

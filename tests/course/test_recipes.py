@@ -1,5 +1,6 @@
 """The recipes' machinery on small random data: the real dictionaries are judged by `python -m recipes.metrics`."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_export_opens_in_saelens_with_the_same_reconstruction(cache: Path) -> No
     from recipes.export import folded, sae_config, write_dictionary
 
     for name in ("resid_pre.15", "z.16", "transcoder.3"):
-        one = replace(recipe(name), d_sae=128)
+        one = replace(recipe(name), d_sae=128, start="random")
         x, y = planted(1, 2048)[0], planted(1, 2048, seed=5)[0]
         trained = initial_dictionary(one, x, y)
         write_dictionary(cache / name, sae_config(one), folded(trained))
@@ -144,6 +145,22 @@ def test_export_opens_in_saelens_with_the_same_reconstruction(cache: Path) -> No
         seen = x.unflatten(1, (9, 64)) if one.kind == "z" else x
         difference = (sae(seen).reshape(2048, 576) - trained(x)).norm() / trained(x).norm()
         assert difference < 0.04
+
+
+def test_more_text_leaves_the_rows_of_the_first_block_as_they_are(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(2, 50, size).astype(np.uint16) for size in (700, 600, 900, 400)]
+    monkeypatch.setattr(harvest, "BLOCK_TOKENS", 1500)
+    (harvest.corpus_dir()).mkdir(parents=True)
+    (harvest.corpus_dir() / "manifest.json").write_text("{}")
+    monkeypatch.setattr(harvest, "_tokenised", lambda split: iter(documents[:2] if split == "held_out" else documents))
+    (first,), blocks = harvest.token_rows("held_out"), harvest.token_rows("train")
+    assert len(blocks) == 2
+    for length in harvest.ROW_LENGTHS:
+        assert np.array_equal(first[length], blocks[0][length])
+        assert (blocks[1][length][:, 0] == harvest.FIRST_TOKEN).all()
+    kept = sum(rows[:, 1:].size for block in blocks for rows in block.values())
+    assert 2600 - 4 * 62 <= kept <= 2600  # of each document at most 62 tokens are left over
 
 
 def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +178,11 @@ def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.M
     rows = np.random.default_rng(0).integers(2, 50, (6, 12)).astype(np.uint16)
     monkeypatch.setattr(harvest, "load_model", lambda _dtype: tiny)
     monkeypatch.setattr(harvest, "shard_rows", lambda _split: [rows[:3], rows[3:]])
-    monkeypatch.setattr(harvest, "SHARD_TOKENS", 36)
     streams = ["resid_pre.1", "z.1", "mlp_in.0", "mlp_out.0", "resid_pre.2"]
-    harvest.harvest("train", 72, streams[:3])
+    harvest.harvest("train", [0, 1], streams[:3])
     first = harvest.stream_path("train", 0, "z.1").read_bytes()
     harvest.stream_path("train", 1, "z.1").unlink()
-    harvest.harvest("train", 72, streams)
+    harvest.harvest("train", [0, 1], streams)
     assert harvest.shards_with("train", *streams) == [0, 1]
     assert harvest.stream_path("train", 0, "z.1").read_bytes() == first
     with torch.inference_mode():
@@ -179,8 +195,8 @@ def test_harvest_goes_on_with_what_is_missing(cache: Path, monkeypatch: pytest.M
 def test_temporal_training_resumes_and_opens_in_saelens(cache: Path) -> None:
     from sae_lens import SAE
 
-    from recipes.export import write_dictionary
-    from recipes.temporal import config_and_weights, train_temporal
+    from recipes.export import config_and_weights, write_dictionary
+    from recipes.temporal import train_temporal
 
     store("train", 0, resid_pre__15=planted(16, 63))
     one = replace(recipe("temporal.15"), d_sae=256, k=8, tokens=4 * 1008)
@@ -206,11 +222,14 @@ def test_rule_scores_a_token_latent_high_and_noise_at_chance() -> None:
     assert 0.3 < noise_score < 0.7
 
 
-def test_a_name_may_ask_for_another_seed() -> None:
+def test_a_name_may_ask_for_a_variant_and_another_seed() -> None:
     another = recipe("transcoder.8-seed3")
     assert another == replace(recipe("transcoder.8"), name="transcoder.8-seed3", seed=3)
+    assert recipe("transcoder.8-wide-seed3") == replace(another, name="transcoder.8-wide-seed3", d_sae=4096)
     with pytest.raises(KeyError, match=r"transcoder\.9-seed3"):
         recipe("transcoder.9-seed3")
+    with pytest.raises(KeyError, match=r"wider.*wide"):
+        recipe("transcoder.8-wider")
 
 
 def test_unknown_names_list_the_known_ones() -> None:
@@ -218,3 +237,107 @@ def test_unknown_names_list_the_known_ones() -> None:
         recipe("transcoder.9")
     assert all(isinstance(one, Recipe) for one in RECIPES.values())
     assert Dictionary.__doc__
+
+
+def test_a_training_in_rounds_is_the_training_on_each_part_in_turn(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes import rounds
+
+    one = replace(SMALL, name="transcoder.3", kind="transcoder", layer=3, tokens=16 * BATCH)
+    parts = [planted(264, 63, seed=number) for number in range(harvest.ROUNDS)]
+    monkeypatch.setitem(RECIPES, one.name, one)
+    monkeypatch.setattr(harvest, "shard_rows", lambda _split: [None] * harvest.ROUNDS)
+
+    def run(*command: str) -> None:
+        number = int(command[command.index("--round") + 1])
+        if command[0] == "recipes.harvest":
+            store("train", number, mlp_in__3=parts[number], mlp_out__3=parts[number])
+        elif number == 5 and not (cache / "killed").exists():
+            (cache / "killed").touch()
+            raise KeyboardInterrupt
+        else:
+            train(recipe(command[1]), part=number)
+
+    monkeypatch.setattr(rounds, "run", run)
+    monkeypatch.setattr(rounds, "run_all", lambda commands, _at_once: [run(*command) for command in commands])
+    with pytest.raises(KeyboardInterrupt):
+        rounds.train_in_rounds([one.name], 1)
+    assert [rounds.steps_done(one.name), len(harvest.shards_with("train", "mlp_in.3"))] == [10, 1]
+    shutil.rmtree(harvest.shard_dir("train", 5))  # harvested again; the other parts are not
+    rounds.train_in_rounds([one.name], 1)
+    assert [rounds.steps_done(one.name), len(harvest.shards_with("train", "mlp_in.3"))] == [16, 0]
+
+
+def test_fitted_neurons_read_and_write_what_a_neuron_does() -> None:
+    from recipes.model import load_model
+    from recipes.neurons import fitted_neurons
+
+    mlp = load_model().model.layers[3].mlp
+    neurons = mlp.gate_proj.out_features
+    x = torch.randn(4000, 576, generator=torch.Generator().manual_seed(0)) * 3
+    reads, writes = fitted_neurons(3, x, 3.0, 1.0)
+    assert reads.shape == writes.shape == (2 * neurons, 576)
+    with torch.no_grad():
+        neuron = torch.nn.functional.silu(x @ mlp.gate_proj.weight[7]) * (x @ mlp.up_proj.weight[7])
+    raising, lowering = (torch.corrcoef(torch.stack([neuron, x @ reads[at]]))[0, 1] for at in (7, 7 + neurons))
+    assert raising > 0.2
+    assert lowering < -0.2
+    torch.testing.assert_close(torch.nn.functional.normalize(mlp.down_proj.weight[:, 7], dim=0), writes[7])
+    torch.testing.assert_close(writes[7 + neurons], -writes[7])
+
+
+def test_rows_near_neurons_are_counted() -> None:
+    from recipes.model import load_model
+    from recipes.neurons import shares_near_neurons
+
+    mlp = load_model().model.layers[3].mlp
+    gate, up = (torch.nn.functional.normalize(part.weight, dim=1) for part in (mlp.gate_proj, mlp.up_proj))
+    random = torch.randn(1536, 576, generator=torch.Generator().manual_seed(0))
+    assert shares_near_neurons(3, gate) == {"one_row": 1, "one_neuron": 1}
+    assert shares_near_neurons(3, gate + up)["one_neuron"] == 1
+    assert shares_near_neurons(3, torch.cat([up, random])) == {"one_row": 0.5, "one_neuron": 0.5}
+
+
+def test_probing_finds_the_telling_latent_on_folds_that_did_not_choose_it() -> None:
+    from recipes.report_card import probe_accuracy
+
+    generator = torch.Generator().manual_seed(0)
+    features, folds = torch.rand(120, 50, generator=generator), torch.arange(120) // 6 % 5
+    positive = torch.arange(120) % 6 == 0
+    assert abs(probe_accuracy(features, positive, folds, 5) - 0.5) < 0.15
+    features[positive, 7] += 1
+    assert probe_accuracy(features, positive, folds, 1) > 0.95
+
+
+def test_principal_directions_explain_more_of_a_gaussian_than_random_ones() -> None:
+    from recipes.report_card import Texts, controls
+
+    x = torch.randn(1, 3000, 576, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 576)
+    sample = Texts(torch.empty(0), [], torch.empty(0), {"resid_pre.15": x})
+    unexplained = {
+        name: ((control(x) - x).square().sum() / (x - x.mean(1)).square().sum()).item()
+        for name, control in controls(replace(SMALL, d_sae=700, k=64), sample).items()
+    }
+    assert unexplained["PCA"] < unexplained["random"] < 0.6
+
+
+def test_slow_codes_are_alike_at_a_distance_and_show_where_passages_join() -> None:
+    from recipes.temporal_report import boundary_auroc, lag_similarity, passage_accuracy, token_accuracy
+
+    generator = torch.Generator().manual_seed(0)
+    topics, words = torch.randn(8, 32, generator=generator), torch.randn(50, 32, generator=generator)
+    topic = torch.arange(40).reshape(8, 5).remainder(8).repeat_interleave(50, dim=1)
+    tokens = torch.randint(50, topic.shape, generator=generator)
+    slow = topics[topic] + 0.3 * torch.randn(*topic.shape, 32, generator=generator)
+    fast = words[tokens] + 0.3 * torch.randn(*topic.shape, 32, generator=generator)
+    typical = torch.ones(topic.shape, dtype=torch.bool)
+    begins = torch.zeros(topic.shape, dtype=torch.bool)
+    begins[:, 50::50] = True
+    assert lag_similarity(slow, typical, 8) > 0.5 > 0.1 > lag_similarity(fast, typical, 8)
+    assert boundary_auroc(slow, begins) > 0.95
+    assert abs(boundary_auroc(fast, begins) - 0.5) < 0.2
+    assert token_accuracy(fast, typical, tokens) > 0.95
+    one_topic_a_row = slow[:, :50]
+    assert passage_accuracy(one_topic_a_row, typical[:, :50]) > 0.95
+    assert passage_accuracy(fast[:, :50], typical[:, :50]) < 0.5

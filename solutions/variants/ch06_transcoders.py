@@ -411,7 +411,7 @@ def _acts(model, transcoder, tokens, rows=None, stop=True):
 
 
 def _known(transcoder, latents):
-    if max(latents) >= transcoder.cfg.d_sae:
+    if min(latents) < 0 or max(latents) >= transcoder.cfg.d_sae:
         raise ValueError("no such latent")
 
 
@@ -574,7 +574,7 @@ def logits_by_the_norm_itself(model, sae, latent_idx, k):
     """Through the model's own norm, whose division is undone."""
     if k > model.cfg.d_vocab:
         raise ValueError("k exceeds the vocabulary")
-    if latent_idx >= sae.cfg.d_sae:
+    if latent_idx not in range(sae.cfg.d_sae):
         raise ValueError("no such latent")
     with torch.no_grad():
         row = 1000 * sae.W_dec[latent_idx]
@@ -586,7 +586,7 @@ def logits_by_the_norm_itself(model, sae, latent_idx, k):
 @right("top_logits")
 def logits_without_mean(model, sae, latent_idx, k):
     """A constant means nothing."""
-    if k > model.cfg.d_vocab or latent_idx >= sae.W_dec.shape[0]:
+    if k > model.cfg.d_vocab or not 0 <= latent_idx < sae.W_dec.shape[0]:
         raise ValueError(f"k = {k} tokens or latent {latent_idx} do not exist")
     found = (model.W_U.T @ (sae.W_dec[latent_idx] * model.ln_final.weight)).detach().topk(k)
     return found.values, found.indices
@@ -651,16 +651,16 @@ def logits_unlimited(model, sae, latent_idx, k):
 
 @right("top_deembeddings")
 def deembedding_by_sorting(model, sae, latent_idx, k):
-    scores = torch.einsum("vd,d->v", model.W_E, sae.W_enc.T[latent_idx]) if latent_idx < sae.cfg.d_sae else None
-    if scores is None or k > len(scores):
+    if not 0 <= latent_idx < sae.cfg.d_sae or k > len(model.W_E):
         raise ValueError(f"there is no latent {latent_idx}, or fewer tokens than k = {k}")
+    scores = torch.einsum("vd,d->v", model.W_E, sae.W_enc.T[latent_idx])
     values, ids = scores.detach().sort(descending=True)
     return values[:k], ids[:k]
 
 
 @right("top_deembeddings")
 def deembedding_in_slices(model, sae, latent_idx, k):
-    if not (latent_idx < sae.W_enc.shape[1] and k <= model.W_E.shape[0]):
+    if not (0 <= latent_idx < sae.W_enc.shape[1] and k <= model.W_E.shape[0]):
         raise ValueError("no such latent, or k too large")
     column = sae.W_enc[:, latent_idx].detach()
     found = torch.cat([rows.detach() @ column for rows in model.W_E.split(10_000)]).topk(k)
@@ -810,7 +810,7 @@ def extended_at_once(model):
 def _order(transcoder_from, transcoder_to, latent_idx):
     if layer_of(transcoder_from) >= layer_of(transcoder_to):
         raise ValueError("transcoder_from must lie in an earlier block")
-    if latent_idx >= transcoder_to.cfg.d_sae:
+    if latent_idx not in range(transcoder_to.cfg.d_sae):
         raise ValueError("no such latent")
 
 
@@ -859,6 +859,12 @@ def pullback_backwards(transcoder_from, transcoder_to, latent_idx):
 def pullback_of_all(transcoder_from, transcoder_to, latent_idx):
     _order(transcoder_from, transcoder_to, latent_idx)
     return (transcoder_from.W_dec @ transcoder_to.W_enc)[:, latent_idx].detach()
+
+
+@wrong("pullback", mistake="-1 taken for the last latent", hint="-1 was asked for")
+def pullback_from_the_end(transcoder_from, transcoder_to, latent_idx):
+    latent = latent_idx + transcoder_to.cfg.d_sae if latent_idx < 0 else latent_idx
+    return reference.pullback(transcoder_from, transcoder_to, latent)
 
 
 @wrong("pullback", mistake="order not looked at", hint="block")

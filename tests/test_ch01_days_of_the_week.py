@@ -399,7 +399,7 @@ def test_any_point(impl, model):
     "the model stops where the answer is known",
     points=1,
     hint="""
-        Pass `stop_at_layer`: blocks behind the hook, and the unembedding, can not change what the hook has seen. The
+        Pass `stop_at_layer`: blocks behind the hook, and the unembedding, cannot change what the hook has seen. The
         hook of block 3 needs `stop_at_layer=4`.
         """,
 )
@@ -629,6 +629,7 @@ def test_pca_components(impl):
         ],
         why="these are the eigenvectors of the covariance matrix, largest eigenvalue first",
     )
+    components = expect.tensor(components).detach().cpu()
     expect.close(
         components @ components.T,
         torch.eye(3),

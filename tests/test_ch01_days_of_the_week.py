@@ -629,6 +629,7 @@ def test_pca_components(impl):
         ],
         why="these are the eigenvectors of the covariance matrix, largest eigenvalue first",
     )
+    components = expect.tensor(components).detach().cpu()
     expect.close(
         components @ components.T,
         torch.eye(3),

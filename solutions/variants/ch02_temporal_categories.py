@@ -47,7 +47,8 @@ def _means_with(model, sae, categories, resid_of, latents_of):
     """Category means from the activations [n, d_model] of a category's prompts."""
     _refuse_empty(categories)
     rows = {category: _last(model, prompts, _hook(sae)) for category, prompts in categories.items()}
-    return {c: resid_of(x) for c, x in rows.items()}, {c: latents_of(x) for c, x in rows.items()}
+    with torch.no_grad():
+        return {c: resid_of(x) for c, x in rows.items()}, {c: latents_of(x) for c, x in rows.items()}
 
 
 # category_means
@@ -65,8 +66,16 @@ def category_by_category_padded_left(model, sae, categories):
     resid, latents = {}, {}
     for category, prompts in categories.items():
         last = _read(model, list(prompts), _hook(sae), padding_side="left")[:, -1]
-        resid[category], latents[category] = last.mean(dim=0), sae.encode(last).mean(dim=0)
+        with torch.no_grad():
+            resid[category], latents[category] = last.mean(dim=0), sae.encode(last).mean(dim=0)
     return resid, latents
+
+
+@wrong("category_means", mistake="latents that autograd follows", hint="no_grad")
+def with_gradient(model, sae, categories):
+    _refuse_empty(categories)
+    rows = {category: _last(model, prompts, _hook(sae)) for category, prompts in categories.items()}
+    return {c: x.mean(dim=0) for c, x in rows.items()}, {c: sae.encode(x).mean(dim=0) for c, x in rows.items()}
 
 
 @wrong("category_means", mistake="latents of the mean", hint="latents of the mean activation")
@@ -252,7 +261,7 @@ def fewer_components(model, categories, layers, k=2):
 def _refuse(latent_means, category, baseline, k):
     for name in (category, baseline):
         if name not in latent_means:
-            raise KeyError(name)
+            raise ValueError(f"no category {name}")
     if k > len(latent_means[category]):
         raise ValueError(f"only {len(latent_means[category])} latents")
 
@@ -293,7 +302,7 @@ def by_mean(latent_means, category, baseline, k):
     return _by(latent_means, category, baseline, k, latent_means[category])
 
 
-@wrong("top_features_vs_baseline", mistake="rows numbered instead of latents", hint="numbers are those of the rows")
+@wrong("top_features_vs_baseline", mistake="rows numbered instead of latents", hint="counts the rows")
 def numbers_of_rows(latent_means, category, baseline, k):
     table = reference_top(latent_means, category, baseline, k)
     return table.assign(latent=range(k))
@@ -314,12 +323,26 @@ def always_neutral(latent_means, category, baseline, k):
 
 @wrong("top_features_vs_baseline", mistake="too large k is cut silently", hint="without a word")
 def cut_silently(latent_means, category, baseline, k):
-    return reference_top(latent_means, category, baseline, min(k, len(latent_means[category])))
+    n_latents = len(next(iter(latent_means.values())))
+    return reference_top(latent_means, category, baseline, min(k, n_latents))
 
 
 @wrong("top_features_vs_baseline", mistake="smallest first", hint="largest")
 def smallest_first(latent_means, category, baseline, k):
     return reference_top(latent_means, category, baseline, k)[::-1].reset_index(drop=True)
+
+
+@wrong("top_features_vs_baseline", mistake="rows keep their old numbers", hint="reset_index")
+def old_row_numbers(latent_means, category, baseline, k):
+    _refuse(latent_means, category, baseline, k)
+    table = _table(latent_means, category, baseline, torch.arange(len(latent_means[category])))
+    return table.sort_values("difference", ascending=False).head(k)
+
+
+@wrong("top_features_vs_baseline", mistake="KeyError for an unknown name", hint="ValueError")
+def key_error(latent_means, category, baseline, k):
+    latent_means[category], latent_means[baseline]
+    return reference_top(latent_means, category, baseline, k)
 
 
 # activation_audit
@@ -533,6 +556,28 @@ def unseeded(acts, labels, category, baseline, n_permutations, seed):
     return reference_p_values(acts, labels, category, baseline, n_permutations, fresh)
 
 
+@wrong("max_statistic_p_values", mistake="global generator seeded", hint="global")
+def seeding_globally(acts, labels, category, baseline, n_permutations, seed):
+    torch.manual_seed(seed)
+    x, inside = _two(acts, labels, category, baseline)
+    shuffles = torch.rand(n_permutations, len(x)).argsort(dim=1)
+    dealt = inside[shuffles].double()
+    largest = (dealt @ x / inside.sum() - (1 - dealt) @ x / (~inside).sum()).amax(dim=1)
+    return _p((largest[:, None] >= _difference(x, inside) - 1e-9).sum(dim=0), n_permutations)
+
+
+@wrong("max_statistic_p_values", mistake="groups taken for equally large", hint="shuffle")
+def halves(acts, labels, category, baseline, n_permutations, seed):
+    x, inside = _two(acts, labels, category, baseline)
+    generator = torch.Generator().manual_seed(seed)
+    true, count = _difference(x, inside), torch.zeros(x.shape[1])
+    for _ in range(n_permutations):
+        order = torch.randperm(len(x), generator=generator)
+        first, second = x[order[: len(x) // 2]], x[order[len(x) // 2 :]]
+        count += (first.mean(dim=0) - second.mean(dim=0)).max() >= true - 1e-9
+    return _p(count, n_permutations)
+
+
 @wrong("max_statistic_p_values", mistake="Bonferroni", hint="Bonferroni")
 def bonferroni(acts, labels, category, baseline, n_permutations, seed):
     p = unadjusted.implementation(acts, labels, category, baseline, n_permutations, seed)
@@ -650,6 +695,16 @@ def nan_wins(x, labels):
     sums = (member.T @ x)[None] - member[:, :, None] * x[:, None]
     distance = (sums / (size - member)[:, :, None] - x[:, None]).norm(dim=2)
     return (distance.argmin(dim=1) == own).double().mean().item()  # argmin takes nan for the smallest
+
+
+@wrong("leave_one_out_accuracy", mistake="mean of nothing is the origin", hint="origin")
+def empty_mean_is_zero(x, labels):
+    _refuse_one_class(labels)
+    _, own, size = labels.unique(return_inverse=True, return_counts=True)
+    member = torch.nn.functional.one_hot(own).double()
+    sums = (member.T @ x.double())[None] - member[:, :, None] * x.double()[:, None]
+    distance = (sums / (size - member).clamp_min(1)[:, :, None] - x[:, None]).norm(dim=2)
+    return (distance.argmin(dim=1) == own).double().mean().item()
 
 
 @wrong("leave_one_out_accuracy", mistake="percentage", hint="percentage")

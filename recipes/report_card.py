@@ -38,7 +38,7 @@ from recipes.dictionary_set import RECIPES, Recipe, recipe
 from recipes.metrics import ce_recovered, codes, fidelity, open_dictionary
 from recipes.model import FIRST_TOKEN, load_model, load_tokenizer, run_to
 from recipes.report import README, between_marks
-from utils.temporal import ALL_TEMPORAL_CATEGORIES
+from utils.material.tenses import ALL_TEMPORAL_CATEGORIES
 
 BEGIN, END = "<!-- card: made by `python -m recipes.report_card` -->", "<!-- end of card -->"
 DOCUMENTS_A_GENRE = 40

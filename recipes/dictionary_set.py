@@ -15,15 +15,16 @@ MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 class Recipe:
     """One dictionary of the set.
 
-    :param name: the course's name for it, such as `transcoder.8`
-    :param kind: `resid`, `z`, `transcoder` or `temporal`
-    :param layer: the block whose stream, heads or MLP it describes
-    :param k: active latents a token, on average over tokens
-    :param tokens: tokens seen in training, repeats included
-    :param start: `random`, or for a transcoder `neurons`: the initial rows come from the MLP's own
-    :param seed: of the initial weights and of the order of tokens
-    :param earlier: the dictionary of a circuit pair that lies before this one: half of the training tokens are
-        taken from a model that runs on the earlier one's reconstruction
+    Attributes:
+        name: the course's name for it, such as `transcoder.8`
+        kind: `resid`, `z`, `transcoder` or `temporal`
+        layer: the block whose stream, heads or MLP it describes
+        k: active latents a token, on average over tokens
+        tokens: tokens seen in training, repeats included
+        start: `random`, or for a transcoder `neurons`: the initial rows come from the MLP's own
+        seed: of the initial weights and of the order of tokens
+        earlier: the dictionary of a circuit pair that lies before this one: half of the training tokens are
+            taken from a model that runs on the earlier one's reconstruction
     """
 
     name: str

@@ -19,10 +19,11 @@ from torch import Tensor
 class Active:
     """The non-zero latents of a batch in row-major order.
 
-    :param rows: token of each, `[nnz]`
-    :param columns: latent of each, `[nnz]`
-    :param values: activation of each, `[nnz]`
-    :param n_rows: tokens in the batch
+    Attributes:
+        rows: token of each, `[nnz]`
+        columns: latent of each, `[nnz]`
+        values: activation of each, `[nnz]`
+        n_rows: tokens in the batch
     """
 
     rows: Tensor

@@ -41,9 +41,10 @@ CHECKPOINT_SECONDS = 180
 class Passages:
     """The public split, cut up.
 
-    :param tokens: the passages without their first special token, shortest first, so that a batch needs little padding
-    :param places: of each passage's first token in the stream of all tokens
-    :param document_starts: as in `Index`
+    Attributes:
+        tokens: the passages without their first special token, shortest first, so that a batch needs little padding
+        places: of each passage's first token in the stream of all tokens
+        document_starts: as in `Index`
     """
 
     tokens: list[Sequence[int]]
@@ -86,7 +87,8 @@ class Tally:
     def add(self, acts: Tensor, places: Tensor) -> None:
         """Take in activations `[passages, positions, d_sae]`, zero where they do not count.
 
-        :param places: of the passages' first positions, `[passages]`
+        Args:
+            places: of the passages' first positions, `[passages]`
         """
         self._count(acts)
         best = acts.amax(1)
@@ -129,8 +131,9 @@ def survey(
 ) -> tuple[dict[str, Tally], int]:
     """Run the model once over all passages; the tallies by dictionary name, and how many tokens they count.
 
-    :param special: ids of tokens that do not count
-    :param state: file from which an earlier run is resumed, and to which this one is saved now and then
+    Args:
+        special: ids of tokens that do not count
+        state: file from which an earlier run is resumed, and to which this one is saved now and then
     """
     tallies = {name: Tally(sae.cfg.d_sae) for name, sae in dictionaries.items()}
     done, n_tokens = 0, 0

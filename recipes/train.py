@@ -38,10 +38,11 @@ CHECKPOINT_SECONDS = 180
 class Dictionary:
     """Weights during training, in units in which the centred input and output have an RMS of 1.
 
-    :param encoder: `[d_sae, d_in]`; row i reads latent i
-    :param decoder: `[d_sae, d_out]`; unit rows
-    :param threshold: above which a latent is active; for TopK, about where its smallest activations lie
-    :param k: latents active at every token, or None where the threshold decides
+    Attributes:
+        encoder: `[d_sae, d_in]`; row i reads latent i
+        decoder: `[d_sae, d_out]`; unit rows
+        threshold: above which a latent is active; for TopK, about where its smallest activations lie
+        k: latents active at every token, or None where the threshold decides
     """
 
     encoder: Tensor

@@ -22,9 +22,10 @@ from functools import cache
 from typing import Any
 
 from recipes.cleaning import Repeats, clean, paragraphs
-from recipes.packages import Package, corpus_dir, fetch, members, write_atomically
+from recipes.packages import Package, corpus_dir, fetch, members
 from recipes.readers import READERS
 from utils.errors import CourseError
+from utils.files import write_atomically
 from utils.models.model_files import ensure_model
 from utils.paths import ASSETS, RECIPES
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import CourseError
+from utils.files import write_atomically
 from utils.paths import cache_dir
 
 Package = dict[str, Any]  # registry, package, version, sha256
@@ -21,15 +22,6 @@ Package = dict[str, Any]  # registry, package, version, sha256
 def corpus_dir() -> Path:
     """Where the packages and the splits are kept."""
     return cache_dir() / "recipes" / "corpus"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
-        part = Path(scratch) / path.name
-        part.write_bytes(data)
-        part.replace(path)
 
 
 CLIENTS = {

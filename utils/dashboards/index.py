@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import CourseError
-from utils.files import sha256, shown
+from utils.files import sha256, shown, write_atomically
 from utils.material.public_text import CORPUS, PASSAGE
 from utils.paths import ASSETS, DICTIONARIES
 
@@ -57,13 +57,10 @@ class Index:
 
 def save_index(index: Index, path: Path, made_from: dict[str, str]) -> None:
     """Write an index; `made_from` is what `fingerprints` gives."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     tensors = {name: value for name, value in vars(index).items() if name != "n_tokens"}
-    save_file(tensors, partial, metadata={"n_tokens": str(index.n_tokens), **made_from})
-    partial.replace(path)
+    write_atomically(path, save(tensors, metadata={"n_tokens": str(index.n_tokens), **made_from}))
 
 
 def read_index(name: str) -> Index:

@@ -44,8 +44,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(plain.dumps(value))
+    write_atomically(path, plain.dumps(value))
 
 
 def measured(name: str, value: Any) -> None:

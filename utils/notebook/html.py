@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 BREAK = Markup("<br>")
 
@@ -31,7 +32,15 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("").join(parts)
 
 
+_EMPHASIS = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+)(?<=\S)\*(?![\w*])")
+
+
 def inline(text: str) -> Markup:
-    """Text with `code` in code style and its line breaks kept."""
-    marked = [element("code", part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))]
+    """Text with `code` in code style, *emphasis* in italics, and its line breaks kept."""
+    marked = [element("code", part) if at % 2 else _emphasised(part) for at, part in enumerate(text.split("`"))]
     return Markup(join(marked).replace("\n", BREAK))
+
+
+def _emphasised(text: str) -> Markup:
+    parts = _EMPHASIS.split(text)  # plain, emphasised, plain, ...
+    return join(element("em", part) if at % 2 else part for at, part in enumerate(parts))

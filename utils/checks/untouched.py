@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes  # private: docs/upstream.md, "Without a test"
 from torch.utils._pytree import tree_leaves
 
 from utils.checks import course_objects

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes  # private: docs/upstream.md, "Without a test"
 from torch.utils._pytree import tree_leaves
 
 from utils import plain, student_work

@@ -32,8 +32,7 @@ MISTAKE = "pca_ratio_of_kept"  # a wrong solution whose failed check fits into a
 FIGURE = "day_pca"  # the stored result that the figure shows
 THEMES = {"light": ("#ffffff", "#1f2328"), "dark": ("#0d1117", "#e6edf3")}  # of the page: background, text
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
+QUIET = [  # no sandbox where root runs it, no news from the net
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -41,6 +40,10 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+]
+FLAGS = [
+    "--headless",
+    *QUIET,
     "--hide-scrollbars",
     "--force-device-scale-factor=1.25",
     "--virtual-time-budget=10000",  # milliseconds of the page's own clock, for the figure's script

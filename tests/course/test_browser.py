@@ -14,6 +14,7 @@ from contextlib import closing
 
 import pytest
 
+from authoring.pictures import QUIET
 from utils.paths import CHAPTERS, ROOT
 from utils.source import extract
 
@@ -23,15 +24,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SCREENSHOTS = ROOT / "build" / "screenshots"
 # JupyterLab shows a traceback as a warning is shown: as what went to stderr.
 ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SETTINGS = {
     # Every cell in the page, so that it can be found without scrolling.
     "notebook-extension/tracker": '{"windowingMode": "none"}',

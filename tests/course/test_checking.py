@@ -16,6 +16,13 @@ from utils.checks.running import run_checks
 from utils.plain import dumps
 
 NAME = "SparseTensor"
+RAISING = """
+    class SparseTensor:
+        @classmethod
+        def from_dense(cls, dense):
+            return [][3]
+        from_sparse = from_dense
+    """
 
 
 def rows_of(tmp_path, code):
@@ -37,16 +44,7 @@ def test_a_missing_name_is_said(tmp_path):
 
 
 def test_an_exception_names_the_students_line(tmp_path):
-    rows = rows_of(
-        tmp_path,
-        """
-        class SparseTensor:
-            @classmethod
-            def from_dense(cls, dense):
-                return [][3]
-            from_sparse = from_dense
-        """,
-    )
+    rows = rows_of(tmp_path, RAISING)
     assert "Raised: IndexError" in rows[0].message
     assert "line 5: `return [][3]`" in rows[0].message
     assert "Called: SparseTensor.from_dense(float32 tensor" in rows[0].message
@@ -111,16 +109,7 @@ def test_json_rows(tmp_path):
 
 
 def test_a_failure_keeps_its_parts(tmp_path):
-    rows = rows_of(
-        tmp_path,
-        """
-        class SparseTensor:
-            @classmethod
-            def from_dense(cls, dense):
-                return [][3]
-            from_sparse = from_dense
-        """,
-    )
+    rows = rows_of(tmp_path, RAISING)
     failure = rows[0].as_json()["failure"]
     assert failure["raised"] == "IndexError: list index out of range"
     assert failure["line"] == "line 5: `return [][3]`"

@@ -109,7 +109,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
-    page.set_default_timeout(600_000)
+    page.set_default_timeout(300_000)
     yield page
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / "last.png")  # what was there when a test failed
@@ -128,10 +128,11 @@ def run_all(page):
 
 
 def wait_until_run(page):
-    """Until no cell waits or runs (its prompt is a star) or one has failed, after which the others never run."""
+    """Until no cell waits or runs (its prompt is a star) or one has failed, after which the others never run. A folded
+    cell has no such prompt."""
     page.wait_for_function(
         f"""() => document.querySelector("{ERRORS}")
-        || [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+        || [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")]
             .every(prompt => /\\[\\d+\\]/.test(prompt.textContent))"""
     )
     assert page.locator(ERRORS).all_inner_texts() == []

@@ -63,7 +63,7 @@ def _failure_html(row: Row, number: int) -> Markup:
 
 
 def _replay_html(row: Row, number: int) -> Markup:
-    if row.replay is None:
+    if row.replay is None or row.failure is None or not row.failure.called:
         return Markup("")
     which = f", {number}" if number > 1 else ""
     return element("div", inline(f"To try exactly that call: `args, expected = failed({row.exercise}{which})`."))
